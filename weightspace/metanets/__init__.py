@@ -1,0 +1,20 @@
+"""Networks that read the weights of other networks."""
+
+from weightspace.metanets.baselines import FlatMLP, FlatMLPConfig, StatNN, StatNNConfig
+from weightspace.metanets.build import build_metanet, metanet_from_json, metanet_names, metanet_to_json
+from weightspace.metanets.metanet import Metanet
+from weightspace.metanets.operator_net import OperatorNet, OperatorNetConfig
+
+__all__ = [
+    "FlatMLP",
+    "FlatMLPConfig",
+    "Metanet",
+    "OperatorNet",
+    "OperatorNetConfig",
+    "StatNN",
+    "StatNNConfig",
+    "build_metanet",
+    "metanet_from_json",
+    "metanet_names",
+    "metanet_to_json",
+]

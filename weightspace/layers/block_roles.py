@@ -1,0 +1,94 @@
+"""What each block of a layout is to a network that keeps states on permutable neurons only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
+
+__all__ = ["BlockRoles", "Side", "collect", "scatter"]
+
+Side = Literal["target", "source"]
+
+
+@dataclass(frozen=True)
+class BlockRoles:
+    """Block numbers of a layout, sorted by what stands at their ends.
+
+    Args:
+        hidden: Names of the layers whose neurons may be permuted, in layout order.
+        operators: Blocks of parameters between two hidden layers.
+        links: Parameter-free blocks between two hidden layers.
+        features: For each hidden layer the ``(block, side)`` pairs that give each of its neurons a vector of numbers:
+            the other end is fixed (inputs, outputs, bias and norm nodes), or there is one edge per neuron (depthwise).
+        positions: For each hidden layer the ``(block, side)`` pairs whose groups join it to *different* nodes of a
+            fixed layer, so that the number of the group is information.
+        constants: Blocks of parameters between fixed layers (output biases, skip weights): invariant as they are.
+    """
+
+    hidden: tuple[str, ...]
+    operators: tuple[int, ...]
+    links: tuple[int, ...]
+    features: dict[str, tuple[tuple[int, Side], ...]]
+    positions: dict[str, tuple[tuple[int, Side], ...]]
+    constants: tuple[int, ...]
+
+    @classmethod
+    def of(cls, layout: BlockLayout) -> BlockRoles:
+        """Sort the blocks of ``layout``."""
+        hidden = tuple(layer.name for layer in layout.layers if layer.kind == "hidden")
+        operators, links, constants = [], [], []
+        features: dict[str, list[tuple[int, Side]]] = {name: [] for name in hidden}
+        positions: dict[str, list[tuple[int, Side]]] = {name: [] for name in hidden}
+        for i, block in enumerate(layout.blocks):
+            inner = [end in features for end in (block.source, block.target)]
+            if all(inner):
+                (links if block.view is None else operators).append(i)
+                if block.view is not None and block.out == block.inputs == 1:
+                    features[block.target].append((i, "target"))
+            elif not any(inner):
+                if block.view is not None:
+                    constants.append(i)
+            else:
+                name, side, other = _ends(block, hidden_target=inner[1])
+                if block.view is not None:
+                    features[name].append((i, side))
+                if block.groups > 1 and layout.layer(other).size > 1:
+                    positions[name].append((i, side))
+        return cls(
+            hidden,
+            tuple(operators),
+            tuple(links),
+            {name: tuple(pairs) for name, pairs in features.items()},
+            {name: tuple(pairs) for name, pairs in positions.items()},
+            tuple(constants),
+        )
+
+
+def _ends(block: EdgeBlock, *, hidden_target: bool) -> tuple[str, Side, str]:
+    """The hidden end of a block, which side that is, and the fixed end."""
+    if hidden_target:
+        return block.target, "target", block.source
+    return block.source, "source", block.target
+
+
+def nodes_of(block: EdgeBlock, side: Side) -> Tensor | None:
+    """Index of the nodes a block touches on one side; ``None`` for all nodes in order."""
+    nodes = block.target_nodes if side == "target" else block.source_nodes
+    return None if nodes is None else torch.tensor(nodes)
+
+
+def collect(x: Tensor, nodes: Tensor | None) -> Tensor:
+    """States of the listed nodes; ``(B, n, C) -> (B, m, C)``."""
+    return x if nodes is None else x.index_select(1, nodes)
+
+
+def scatter(values: Tensor, nodes: Tensor | None, size: int) -> Tensor:
+    """Sum values into the listed nodes; ``(B, m, C) -> (B, size, C)``, the adjoint of :func:`collect`."""
+    if nodes is None:
+        return values
+    return values.new_zeros(values.shape[0], size, values.shape[2]).index_add(1, nodes, values)
