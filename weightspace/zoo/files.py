@@ -1,0 +1,101 @@
+"""The one door between the zoo and the file system: publish a file whole or not at all, list, sweep.
+
+A file is written under a temporary name in its own folder, forced to disk, renamed over its final name, and the folder
+is forced to disk; a reader therefore sees the old file or the new one, never a part. Temporary names carry the host
+and process that write them, so that what a killed process left behind can be told from what a live one is writing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from weightspace.errors import WeightspaceError
+
+__all__ = ["ZooWriteError", "publish", "published", "stale_temporaries", "sweep"]
+
+_SUFFIX = ".tmp"
+_DAY = 86400.0  # seconds after which a temporary file of another host counts as left behind
+
+
+class ZooWriteError(WeightspaceError, OSError):
+    """A file of a zoo could not be written (disk full, quota, permissions); everything published before is intact."""
+
+
+def publish(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write ``chunks`` back to back to ``path`` so that the file appears whole or not at all.
+
+    Raises:
+        ZooWriteError: the system refused (disk full, no permission); the temporary file is removed again.
+    """
+    host = socket.gethostname().replace(".", "-")
+    temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}{_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ZooWriteError(
+            f"'{path}' could not be written ({error.strerror or error}). Nothing half-written was left and everything "
+            "published before is intact; make room or fix the permissions, then run the same command again."
+        ) from error
+
+
+def published(folder: Path, suffix: str) -> list[str]:
+    """Sorted names, without ``suffix``, of the finished files of a folder; empty where there is no such folder."""
+    try:
+        entries = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted(name[: -len(suffix)] for name in entries if name.endswith(suffix) and not name.startswith("."))
+
+
+def stale_temporaries(root: Path) -> list[Path]:
+    """Temporary files under ``root`` whose writer is gone."""
+    return sorted(path for path in root.glob(f"**/.*{_SUFFIX}") if _is_stale(path))
+
+
+def sweep(root: Path) -> list[Path]:
+    """Delete the temporary files under ``root`` whose writer is gone; return what was deleted."""
+    stale = stale_temporaries(root)
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return stale
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # other systems cannot open a folder, and order renames themselves
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_stale(path: Path) -> bool:
+    """The writer is a dead process of this host, or the file has not changed for a day."""
+    try:
+        age = time.time() - path.stat().st_mtime
+    except FileNotFoundError:  # published or swept by another process meanwhile
+        return False
+    fields = path.name.split(".")
+    here = len(fields) > 4 and fields[-4] == socket.gethostname().replace(".", "-") and fields[-3].isdigit()
+    if not here or os.name != "posix":
+        return age > _DAY
+    try:
+        os.kill(int(fields[-3]), 0)  # signal 0 asks whether the process exists, and sends nothing
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return age > _DAY

@@ -1,0 +1,196 @@
+"""The index: one Parquet file per work unit with one row per saved state; what is not in an index does not exist.
+
+The caller gives identity, seeds, label and any metrics or hyper-parameters; where the weights lie is added here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from weightspace.errors import SpecError, ZooFormatError
+from weightspace.zoo.architecture import Architecture
+from weightspace.zoo.shard import EncodedShard, Location, ShardRecord
+
+__all__ = [
+    "REQUIRED_COLUMNS",
+    "build_index",
+    "concatenate",
+    "encode",
+    "encode_index",
+    "locate",
+    "read_index",
+    "read_record",
+]
+
+_GIVEN = {  # columns of the caller; those of _NOT_NULL must have a value in every row
+    "model_id": pa.string(),
+    "run_id": pa.string(),
+    "step": pa.int64(),
+    "seed": pa.int64(),
+    "init_id": pa.string(),
+    "split_key": pa.string(),
+    "label": pa.int64(),
+}
+_NOT_NULL = ("model_id", "run_id", "step", "split_key")
+_PLACED = {  # columns of the store
+    "arch": pa.string(),
+    "shard": pa.string(),
+    "offset": pa.int64(),
+    "numel": pa.int64(),
+    "crc32": pa.int64(),
+}
+REQUIRED_COLUMNS = tuple(_GIVEN)
+_METADATA_KEY = b"weightspace"
+
+
+def build_index(
+    rows: Sequence[Mapping[str, Any]] | pa.Table,
+    architecture: Architecture,
+    unit: str,
+    shard: EncodedShard,
+    part: int,
+) -> pa.Table:
+    """Index of the rows of one architecture: the caller's columns plus where each row lies.
+
+    Raises:
+        SpecError: a required column or value is missing, a name belongs to the store, a value has another type, the
+            or the number of rows differs from the number of networks.
+    """
+    given = _given_table(rows, unit)
+    count = len(shard.checksums[part])
+    if given.num_rows != count:
+        raise SpecError(
+            f"'rows' of unit '{unit}' must have one row per network (got {given.num_rows} for {count} networks)."
+        )
+    columns: dict[str, Any] = {name: given[name] for name in _GIVEN}
+    sizes = architecture.numel_by_dtype
+    position = np.arange(count, dtype=np.int64)
+    offsets = {dtype: shard.starts[part][dtype] + position * size for dtype, size in sizes.items()}
+    columns |= {"arch": [architecture.hash] * count, "shard": [unit] * count}
+    columns |= {offset_column(architecture, dtype): pa.array(values) for dtype, values in offsets.items()}
+    columns |= {"numel": np.full(count, architecture.numel), "crc32": pa.array(shard.checksums[part])}
+    extra = [name for name in given.column_names if name not in columns]
+    columns |= {name: given[name] for name in extra}
+    if "status" not in columns:
+        columns["status"] = ["ok"] * count
+    return pa.table(columns)
+
+
+def offset_column(architecture: Architecture, dtype: str) -> str:
+    """Column that holds the first scalar of a row in the flat tensor of ``dtype``; ``offset`` for the main dtype."""
+    return "offset" if dtype == next(iter(architecture.numel_by_dtype)) else f"offset_{dtype}"
+
+
+def locate(table: pa.Table, architecture: Architecture) -> Location:
+    """Where the rows of a table, all of one architecture, lie."""
+    names, shards = encode(table["shard"])
+    offsets = {}
+    for dtype in architecture.numel_by_dtype:
+        offsets[dtype] = table[offset_column(architecture, dtype)].to_numpy()
+    return Location(names, shards, offsets, table["crc32"].to_numpy())
+
+
+def encode(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """Distinct values of a column of text in order of first use, and the position of each row among them."""
+    encoded = pa.chunked_array([column.combine_chunks()], column.type).dictionary_encode()
+    if not len(column):
+        return [], np.zeros(0, dtype=np.int64)
+    return encoded.chunk(0).dictionary.to_pylist(), encoded.chunk(0).indices.to_numpy().astype(np.int64)
+
+
+def encode_index(table: pa.Table, zoo_id: str, unit: str, record: ShardRecord) -> bytes:
+    """Parquet bytes of an index with the checksum of its shard in the metadata; same input, same bytes."""
+    metadata = {"zoo_id": zoo_id, "unit": unit, "shard_sha256": record.sha256, "shard_nbytes": record.nbytes}
+    sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of one index file.
+
+    Raises:
+        ZooFormatError: the file is not a readable index.
+    """
+    try:
+        return pq.read_table(path, columns=columns, partitioning=None).replace_schema_metadata(None)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_record(path: Path) -> ShardRecord:
+    """What an index file says about its shard.
+
+    Raises:
+        ZooFormatError: the file is not a readable index.
+    """
+    try:
+        metadata = json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY])
+        return ShardRecord(metadata["shard_sha256"], metadata["shard_nbytes"])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def concatenate(tables: Sequence[pa.Table]) -> pa.Table:
+    """Rows of all units; columns that a unit lacks are null in its rows.
+
+    Raises:
+        ZooFormatError: a column holds numbers in one unit and text in another.
+    """
+    if not tables:
+        return pa.table(
+            {name: pa.array([], kind) for name, kind in {**_GIVEN, **_PLACED, "status": pa.string()}.items()}
+        )
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    except pa.ArrowException as error:
+        raise ZooFormatError(
+            f"Index files disagree on the type of a column ({error}). Append the unit again with one type per column."
+        ) from error
+
+
+def _given_table(rows: Sequence[Mapping[str, Any]] | pa.Table, unit: str) -> pa.Table:
+    """The caller's rows as a table with the required columns in their types."""
+    names = rows.column_names if isinstance(rows, pa.Table) else list(dict.fromkeys(key for row in rows for key in row))
+    missing = [name for name in _GIVEN if name not in names]
+    if missing:
+        raise SpecError(
+            f"'rows' of unit '{unit}' lack the columns {missing} (they have {names}). "
+            "Give them in every row; seed, init_id and label may be None where they are unknown."
+        )
+    reserved = [name for name in names if name in _PLACED or name.startswith("offset_")]
+    if reserved:
+        raise SpecError(
+            f"'rows' of unit '{unit}' must not have the columns {reserved}: the store fills them. Rename them."
+        )
+    columns: dict[str, pa.ChunkedArray | pa.Array] = {}
+    for name in names:
+        try:
+            if isinstance(rows, pa.Table):
+                columns[name] = rows[name].cast(_GIVEN.get(name, rows[name].type))
+            else:
+                columns[name] = pa.array([row.get(name) for row in rows], _GIVEN.get(name))
+        except (pa.ArrowException, TypeError, OverflowError) as error:
+            raise SpecError(
+                f"Column '{name}' of unit '{unit}' must hold {_GIVEN.get(name, 'values of one type')} ({error})."
+            ) from error
+    for name in _NOT_NULL:
+        if columns[name].null_count:
+            raise SpecError(
+                f"Column '{name}' of unit '{unit}' is empty in {columns[name].null_count} rows. Fill it in."
+            )
+    return pa.table(columns)
+
+
+def _unreadable(path: Path, error: Exception) -> ZooFormatError:
+    return ZooFormatError(
+        f"'{path}' is not a readable index ({error}). Restore it from a copy, or delete it and run the build again."
+    )

@@ -1,0 +1,120 @@
+"""What a person wants to know about a zoo at first sight."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from weightspace.zoo.manifest import FORMAT_VERSION
+from weightspace.zoo.splits import DEFAULT_FRACTIONS, split_of
+
+if TYPE_CHECKING:
+    from weightspace.zoo.store import Zoo
+
+__all__ = ["ZooInfo", "summarise"]
+
+
+@dataclass(frozen=True)
+class ZooInfo:
+    """Counts and provenance of a zoo or a selection.
+
+    Args:
+        title, licence, zoo_id, format_version: As in ``zoo.json``.
+        recipe, forward: How the networks were made, and what running one takes.
+        units: Published work units of the whole zoo.
+        rows, runs, split_keys: Saved states, training runs, and things that splits keep together.
+        architectures: ``{hash: {"kind", "rows", "scalars"}}``.
+        nbytes: Bytes of weights of these rows.
+        labels: Rows per label; empty for an unlabelled zoo.
+        status: Rows per status.
+        splits: Rows per default split.
+        metrics: ``{column: (smallest, mean, largest)}`` of the other columns of numbers.
+    """
+
+    title: str
+    licence: str
+    zoo_id: str
+    format_version: int
+    recipe: dict[str, Any]
+    forward: dict[str, Any]
+    units: int
+    rows: int
+    runs: int
+    split_keys: int
+    architectures: dict[str, dict[str, Any]]
+    nbytes: int
+    labels: dict[int, int]
+    status: dict[str, int]
+    splits: dict[str, int]
+    metrics: dict[str, tuple[float, float, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.title or 'Untitled zoo'} (id {self.zoo_id}, format {self.format_version}, "
+            f"licence {self.licence or 'not stated'})",
+            f"  {self.rows:,} saved states of {self.runs:,} runs over {self.split_keys:,} split keys in "
+            f"{self.units:,} units, {self.nbytes / 1e6:,.1f} MB of weights",
+        ]
+        for key, entry in self.architectures.items():
+            lines.append(f"  architecture {key}: {entry['kind']}, {entry['scalars']:,} scalars, {entry['rows']:,} rows")
+        for name in ("labels", "status", "splits", "recipe", "forward"):
+            if getattr(self, name):
+                lines.append(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in getattr(self, name).items()))
+        for name, (low, mean, high) in self.metrics.items():
+            lines.append(f"  {name}: mean {mean:.5g}, from {low:.5g} to {high:.5g}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def summarise(zoo: Zoo) -> ZooInfo:
+    """Count what a zoo or a selection holds."""
+    rows, manifest = zoo.rows, zoo.manifest
+    per_key = {split_key: split_of(split_key) for split_key in rows["split_key"].unique().to_pylist()}
+    splits = dict.fromkeys(DEFAULT_FRACTIONS, 0)
+    for split_key, count in _counts(zoo, "split_key").items():
+        splits[per_key[split_key]] += count
+    per_architecture = _counts(zoo, "arch")
+    architectures = {
+        a.hash: {"kind": a.kind, "rows": per_architecture[a.hash], "scalars": a.numel} for a in zoo.architectures
+    }
+    return ZooInfo(
+        title=manifest.title,
+        licence=manifest.licence,
+        zoo_id=manifest.zoo_id,
+        format_version=FORMAT_VERSION,
+        recipe=dict(manifest.recipe),
+        forward=dict(manifest.forward),
+        units=len(zoo.units),
+        rows=rows.num_rows,
+        runs=len(rows["run_id"].unique()),
+        split_keys=len(per_key),
+        architectures=architectures,
+        nbytes=sum(a.nbytes * per_architecture[a.hash] for a in zoo.architectures),
+        labels={label: count for label, count in sorted(_counts(zoo, "label").items(), key=str) if label is not None},
+        status=_counts(zoo, "status"),
+        splits=splits if rows.num_rows else {},
+        metrics=_metrics(zoo),
+    )
+
+
+def _counts(zoo: Zoo, column: str) -> dict[Any, int]:
+    """Rows per value of a column."""
+    return {pair["values"]: pair["counts"] for pair in zoo.rows[column].value_counts().to_pylist()}
+
+
+def _metrics(zoo: Zoo) -> dict[str, tuple[float, float, float]]:
+    """Smallest, mean and largest value of every float column."""
+    found = {}
+    for name in zoo.rows.column_names:
+        column = zoo.rows[name]
+        if pa.types.is_floating(column.type) and column.null_count < len(column):
+            values = column.drop_null().to_numpy()
+            found[name] = (float(values.min()), float(values.mean()), float(values.max()))
+    return found
