@@ -178,6 +178,9 @@ class BlockLayout:
             if block.view is None or value is None:
                 continue
             name, batch = block.view.parameter, value.shape[:batch_dims]
+            if all(step[0] == "reshape" for step in block.view.steps):  # the whole parameter in its own order
+                flat[name] = value.reshape(*batch, -1)
+                continue
             if name not in flat:
                 numel = int(torch.Size(block.view.parameter_shape).numel())
                 flat[name] = value.new_empty(*batch, numel)
