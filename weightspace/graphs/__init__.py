@@ -1,6 +1,31 @@
-"""From a module to its symmetries and its graphs."""
+"""From a module to its symmetries and its graphs: trace once, read three views off the result."""
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
+from weightspace.graphs.drawing import draw
+from weightspace.graphs.networkx import layout_to_networkx, to_networkx
+from weightspace.graphs.parameter_graph import ParameterGraph
 from weightspace.graphs.parameter_view import ParameterView
+from weightspace.graphs.propagation import register_rule
+from weightspace.graphs.trace import Trace, trace
+from weightspace.graphs.verification import Verification, verify_symmetry
+from weightspace.graphs.weight_space import Block, NeuronGroup, NeuronPermutation, WeightSpace
 
-__all__ = ["BlockLayout", "EdgeBlock", "NodeLayer", "ParameterView"]
+__all__ = [
+    "Block",
+    "BlockLayout",
+    "EdgeBlock",
+    "NeuronGroup",
+    "NeuronPermutation",
+    "NodeLayer",
+    "ParameterGraph",
+    "ParameterView",
+    "Trace",
+    "Verification",
+    "WeightSpace",
+    "draw",
+    "layout_to_networkx",
+    "register_rule",
+    "to_networkx",
+    "trace",
+    "verify_symmetry",
+]

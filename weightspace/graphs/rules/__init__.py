@@ -1,0 +1,5 @@
+"""Propagation rules, one family of operators a file; importing this package registers them."""
+
+from weightspace.graphs.rules import convolution, linear, movement, normalisation, pointwise, reduction
+
+__all__ = ["convolution", "linear", "movement", "normalisation", "pointwise", "reduction"]

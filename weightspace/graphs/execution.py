@@ -1,0 +1,108 @@
+"""Runs an exported program as a pure function of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Interpreter, Node
+from torch.utils import _pytree as pytree
+
+__all__ = ["ProgramRunner"]
+
+
+class _Run(Interpreter):
+    """One run; keeps what it was asked to capture and lifts float32 casts when the weights are float64.
+
+    Modules that cast to float32 inside (norms, rotary embeddings) would limit every float64 check to 1e-7.
+    """
+
+    def __init__(self, graph_module: torch.fx.GraphModule, capture: Iterable[str], double: bool) -> None:
+        super().__init__(graph_module)
+        self.captured: dict[str, Any] = {}
+        self._wanted = set(capture)
+        self._double = double
+
+    def run_node(self, n: Node) -> Any:
+        if n.op == "call_function" and is_assertion(n):
+            return None
+        result = super().run_node(n)
+        if n.name in self._wanted:
+            self.captured[n.name] = result[0] if isinstance(result, tuple) else result
+        return result
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._double:
+            args, kwargs = pytree.tree_map(
+                lambda x: torch.float64 if x is torch.float32 else x, (args, kwargs), is_leaf=lambda x: x is None
+            )
+        return super().call_function(target, args, kwargs)
+
+    def fetch_attr(self, target: str) -> Any:
+        value = super().fetch_attr(target)
+        return _lift(value, self._double)
+
+
+class ProgramRunner:
+    """An exported program, called with named weights.
+
+    Args:
+        program: A functional exported program.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        self._program = program
+        self._specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+
+    def placeholders(self) -> list[tuple[Node, Any]]:
+        """Placeholders of the graph with their input specs, in order."""
+        return [(n, self._specs[n.name]) for n in self._program.graph.nodes if n.op == "placeholder"]
+
+    def constant(self, spec: Any) -> Tensor | None:
+        """Stored value of a constant or buffer."""
+        value = self._program.constants.get(spec.target)
+        if value is None and spec.target in self._program.state_dict:
+            value = self._program.state_dict[spec.target]
+        return value if isinstance(value, Tensor) else None
+
+    def is_assertion(self, node: Node) -> bool:
+        """Whether a node only checks metadata."""
+        return is_assertion(node)
+
+    def user_outputs(self) -> list[Any]:
+        """Graph nodes the caller sees; updated buffers are left out."""
+        output = next(n for n in self._program.graph.nodes if n.op == "output")
+        specs = self._program.graph_signature.output_specs
+        return [a for a, s in zip(output.args[0], specs, strict=True) if s.kind is OutputKind.USER_OUTPUT]
+
+    def __call__(
+        self, weights: Mapping[str, Tensor], inputs: Sequence[Any], capture: Iterable[str] = ()
+    ) -> tuple[Any, dict[str, Any]]:
+        """Output of the program and the captured node values."""
+        double = any(w.dtype == torch.float64 for w in weights.values())
+        leaves = iter(pytree.tree_leaves(list(inputs)))
+        args = []
+        for _, spec in self.placeholders():
+            if spec.kind is InputKind.USER_INPUT:
+                args.append(_lift(next(leaves), double))
+            elif spec.target in weights:
+                args.append(weights[spec.target])
+            else:
+                args.append(_lift(self.constant(spec), double))
+        run = _Run(self._program.graph_module, capture, double)
+        flat = run.run(*args)
+        specs = self._program.graph_signature.output_specs
+        seen = [v for v, s in zip(flat, specs, strict=True) if s.kind is OutputKind.USER_OUTPUT]
+        return pytree.tree_unflatten(seen, self._program.call_spec.out_spec), run.captured
+
+
+def is_assertion(node: Node) -> bool:
+    """Whether a node only checks metadata (torch.export leaves such nodes behind)."""
+    return "_assert" in str(node.target)
+
+
+def _lift(value: Any, double: bool) -> Any:
+    return value.double() if double and isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,0 +1,256 @@
+"""Walks an exported program once, pushing labels and neurons through every operation."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from weightspace.errors import UnsupportedModuleError
+from weightspace.graphs.labels import IntArray, Labels
+from weightspace.graphs.neurons import LayoutRecorder, Neurons
+from weightspace.graphs.parameter_view import ParameterView
+from weightspace.graphs.values import Component, Value, combine
+
+__all__ = ["ParameterLabels", "Propagation", "register_rule"]
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+Rule = Callable[..., Value | tuple[Value, ...]]
+_RULES: dict[Any, Rule] = {}
+
+
+def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Decorator: use this function to push labels through these operators.
+
+    The function is called as ``rule(propagation, node, *args, **kwargs)`` with the arguments of the traced call, tensors
+    replaced by :class:`Value`; it returns the :class:`Value` of the result (a tuple where the operator does).
+    A rule must be *sound*: whatever permutes labels consistently with the rule must commute with the operator.
+
+    Args:
+        targets: Operators, such as ``torch.ops.aten.linear.default``.
+    """
+
+    def add(rule: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(targets, rule))
+        return rule
+
+    return add
+
+
+@dataclass
+class ParameterLabels:
+    """Labels of one parameter (or persistent buffer), over the axes of a reshaped view of it.
+
+    The components may share axes (the group axis of a grouped convolution): an entry is addressed by all of them.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    view_shape: tuple[int, ...]
+    components: tuple[Component, ...]
+    is_buffer: bool = False
+
+
+def module_path(node: Node) -> str:
+    """Path of the module that a node came from, ``""`` for the traced module itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [path for path, _ in stack.values()][-1] if stack else ""
+
+
+class Propagation:
+    """State of one walk: the label pool, the layout recorder, the value of every program node."""
+
+    def __init__(self) -> None:
+        self.labels = Labels()
+        self.recorder = LayoutRecorder()
+        self.parameters: dict[str, ParameterLabels] = {}
+        self.values: dict[Node, Any] = {}
+
+    # -- sources -------------------------------------------------------------------------------------------------
+
+    def add_parameter(self, node: Node, name: str, shape: tuple[int, ...], is_buffer: bool, alias: str | None) -> None:
+        """A parameter or persistent buffer: every axis gets labels of its own; tied storage shares them."""
+        if alias is not None:
+            known = self.parameters[alias]
+            self.values[node] = Value(known.shape, known.components, "parameter", ParameterView(alias, known.shape))
+            return
+        components = tuple(Component((d,), self.labels.new(n)) for d, n in enumerate(shape) if n > 1)
+        self.parameters[name] = ParameterLabels(name, shape, shape, components, is_buffer)
+        self.values[node] = Value(shape, components, "parameter", ParameterView(name, shape))
+
+    def add_input(self, node: Node, shape: tuple[int, ...]) -> None:
+        """A user input: all its positions are held."""
+        self.values[node] = replace(self.held(shape), inputs=frozenset([node.name]))
+
+    def add_constant(self, node: Node, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+        """A constant: its positions are held where the stored values vary, uniform elsewhere."""
+        varying = range(len(shape))
+        if tensor is not None:
+            varying = [d for d, n in enumerate(shape) if n > 1 and not torch.equal(tensor, tensor.roll(1, d))]
+        components = tuple(Component((d,), self.labels.fixed(shape[d])) for d in varying if shape[d] > 1)
+        self.values[node] = Value(shape, components, "constant")
+
+    def held(self, shape: tuple[int, ...]) -> Value:
+        """An activation all of whose positions stay where they are."""
+        return Value(shape, tuple(Component((d,), self.labels.fixed(n)) for d, n in enumerate(shape) if n > 1))
+
+    # -- the walk ------------------------------------------------------------------------------------------------
+
+    def run(self, node: Node) -> None:
+        """Push labels through one call."""
+        args = torch.fx.node.map_arg(node.args, lambda n: self.values[n])
+        kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: self.values[n])
+        if node.target is operator.getitem:
+            self.values[node] = args[0][args[1]]
+            return
+        operands = _values_in((args, kwargs))
+        rule = self._rule_for(node)
+        result = rule(self, node, *args, **kwargs)
+        inputs = frozenset[str]().union(*(v.inputs for v in operands))
+        origin = _origin(operands)
+
+        def complete(value: Value) -> Value:
+            keeps_view = value.view is not None and origin == "parameter"
+            kind = origin if keeps_view or origin != "parameter" else "computed"
+            return replace(value, inputs=inputs, origin=kind, view=value.view if keeps_view else None)
+
+        self.values[node] = complete(result) if isinstance(result, Value) else tuple(map(complete, result))
+
+    def _rule_for(self, node: Node) -> Rule:
+        rule = _RULES.get(node.target)
+        if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            rule = _RULES[torch.Tag.pointwise]
+        if rule is None:
+            where = f"module '{module_path(node)}'" if module_path(node) else "the top module"
+            raise UnsupportedModuleError(
+                f"Operator '{node.target}' in {where} has no propagation rule, so its symmetries are unknown. "
+                f"Write one and decorate it with @weightspace.graphs.register_rule(torch.ops.{node.target}) "
+                "(docs/register_rule.md has a worked example)."
+            )
+        return rule
+
+    def hold_outputs(self, nodes: Sequence[Any]) -> list[Neurons]:
+        """Fix everything the caller sees; returns the neurons that stand there."""
+        seen = []
+        for value in _values_in([self.values[n] if isinstance(n, Node) else n for n in nodes]):
+            for component in value.components:
+                self.labels.fix(component.labels)
+            if value.neurons is not None:
+                seen.append(value.neurons)
+        return seen
+
+    # -- helpers for rules ---------------------------------------------------------------------------------------
+
+    def shape(self, node: Node, index: int | None = None) -> tuple[int, ...]:
+        """Shape of the result of a call."""
+        meta = node.meta["val"]
+        return tuple(int(n) for n in (meta if index is None else meta[index]).shape)
+
+    def hold(self, value: Value, dims: Sequence[int]) -> tuple[Component, ...]:
+        """Fix the positions along ``dims``; returns the components of the other axes."""
+        rest = []
+        for c in value.components:
+            inside = tuple(k for k, d in enumerate(c.dims) if d in dims)
+            outside = tuple(k for k in range(len(c.dims)) if k not in inside)
+            if not inside:
+                rest.append(c)
+                continue
+            self.labels.fix(self.labels.project(c.labels, inside))
+            if outside:
+                kept = self.labels.project(c.labels, outside)
+                rest.append(Component(tuple(c.dims[k] for k in outside), kept))
+        return tuple(rest)
+
+    def held_axes(self, shape: tuple[int, ...], dims: Sequence[int]) -> tuple[Component, ...]:
+        """Fixed labels for these axes of a result."""
+        return tuple(Component((d,), self.labels.fixed(shape[d])) for d in dims if shape[d] > 1)
+
+    def elementwise(self, shape: tuple[int, ...], values: Sequence[Value]) -> tuple[Component, ...]:
+        """Labels of a broadcast operation with this result shape."""
+        letters = LETTERS[: len(shape)]
+        return combine(self.labels, [(v.components, aligned(letters, v.shape)) for v in values], letters)
+
+    def channel_neurons(self, node: Node, value: Value, dim: int) -> IntArray:
+        """Node of every position along axis ``dim``, of shape ``(size,)``; links are added where several share one."""
+        dim, size = dim % len(value.shape), value.shape[dim]
+        neurons = self.neurons_of(value, dim)
+        if set(neurons.dims) - {dim}:
+            neurons = self.recorder.link("link", f"{module_path(node) or node.name}.input", neurons, (dim,), (size,))
+        self.recorder.read(neurons)
+        return np.broadcast_to(neurons.ids, (size,))
+
+    def neurons_of(self, value: Value, dim: int) -> Neurons:
+        """Neurons of an activation; those of an input are made when an axis is first read as neurons."""
+        if value.neurons is not None:
+            return value.neurons
+        return self.recorder.input_neurons(value.inputs, value.shape[dim], dim)
+
+    def weighted(
+        self,
+        node: Node,
+        value: Value,
+        dim: int,
+        weight: Value,
+        view: ParameterView | None,
+        out: int,
+        bias: Value | None,
+    ) -> Neurons:
+        """Neurons behind an operation with a weight of view ``(groups, out, inputs, *kernel)`` and maybe a bias.
+
+        ``dim`` is the axis of the channels, before and after.
+        """
+        source = self.channel_neurons(node, value, dim)
+        name = weight.view.parameter.removesuffix(".weight") if weight.view else module_path(node) or node.name
+        target = self.recorder.add_layer(name, out, "hidden", site=node.name)
+        if view is None:
+            self.recorder.cannot(f"the weight of '{name}' is computed and not a parameter itself")
+        else:
+            groups = view.shape[0]
+            self.recorder.add_weight(view, source.reshape(groups, -1), target.reshape(groups, -1))
+        if bias is not None:
+            self.vector("bias", bias, target)
+        return Neurons((), target).moved((dim % len(value.shape),), target)
+
+    def vector(self, role: str, value: Value, target: IntArray) -> None:
+        """Record a parameter that acts on neurons one to one; ``target`` has its shape."""
+        if value.view is not None:
+            self.recorder.add_vector(role, value.view, target)
+        elif value.origin == "computed":
+            self.recorder.cannot("a bias or scale is computed and not a parameter itself")
+
+
+def aligned(letters: str, shape: tuple[int, ...]) -> str:
+    """Letters of an operand that broadcasts against the result with ``letters``."""
+    tail = letters[len(letters) - len(shape) :]
+    return "".join("." if n == 1 else c for c, n in zip(tail, shape, strict=True))
+
+
+def _values_in(tree: Any) -> list[Value]:
+    if isinstance(tree, Value):
+        return [tree]
+    if isinstance(tree, dict):
+        return [v for x in tree.values() for v in _values_in(x)]
+    if isinstance(tree, list | tuple):
+        return [v for x in tree for v in _values_in(x)]
+    return []
+
+
+def _origin(operands: Sequence[Value]) -> str:
+    kinds = {v.origin for v in operands}
+    if "activation" in kinds:
+        return "activation"
+    if kinds <= {"constant"}:
+        return "constant"
+    return "parameter" if kinds == {"parameter"} and len(operands) == 1 else "computed"
+
+
+def unflattened(labels: IntArray, groups: int) -> IntArray:
+    """Channel labels seen as ``(groups, channels per group)``."""
+    return labels.reshape(groups, math.prod(labels.shape) // groups)

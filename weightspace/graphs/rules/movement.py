@@ -1,0 +1,320 @@
+"""Data movement: the same indexing is applied to labels, to neurons and to parameter views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from weightspace.graphs.labels import IntArray
+from weightspace.graphs.neurons import Neurons
+from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
+from weightspace.graphs.values import Component, Value, combine, map_axes
+from weightspace.graphs.values import reshape as reshape_labels
+
+aten = torch.ops.aten
+
+
+# -- reshape and renaming of axes --------------------------------------------------------------------------------------
+
+
+@register_rule(
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
+    aten.unflatten.int,
+)  # fmt: skip
+def reshape(p: Propagation, node: Node, x: Value, *_: Any, **__: Any) -> Value:
+    """Other axes, the same order of elements."""
+    shape = p.shape(node)
+    components, neurons = reshape_labels(p.labels, x, shape)
+    return replace(x, shape=shape, components=components, neurons=neurons, view=x.view and x.view.reshape(*shape))
+
+
+@register_rule(aten.permute.default)
+def permute(p: Propagation, node: Node, x: Value, dims: Sequence[int]) -> Value:
+    """Axes in another order."""
+    rank = len(x.shape)
+    order = [d % rank for d in dims]
+    return map_axes(x, order.index, tuple(x.shape[d] for d in order), x.view and x.view.permute(*order))
+
+
+@register_rule(aten.transpose.int)
+def transpose(p: Propagation, node: Node, x: Value, first: int, second: int) -> Value:
+    """Two axes exchanged."""
+    order = list(range(len(x.shape)))
+    order[first], order[second] = order[second], order[first]
+    return permute(p, node, x, order)
+
+
+@register_rule(aten.t.default, aten.numpy_T.default, aten.mT.default)
+def t(p: Propagation, node: Node, x: Value) -> Value:
+    """Transpose of a matrix."""
+    return x if len(x.shape) < 2 else transpose(p, node, x, -2, -1)
+
+
+@register_rule(aten.unsqueeze.default)
+def unsqueeze(p: Propagation, node: Node, x: Value, dim: int) -> Value:
+    """A new axis of size 1."""
+    shape = p.shape(node)
+    at = dim % len(shape)
+    return map_axes(x, lambda d: d + (d >= at), shape, x.view and x.view.reshape(*shape))
+
+
+@register_rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+def squeeze(p: Propagation, node: Node, x: Value, dims: int | Sequence[int] | None = None) -> Value:
+    """Axes of size 1 left out."""
+    rank = len(x.shape)
+    named = range(rank) if dims is None else [dims] if isinstance(dims, int) else dims
+    gone = {d % rank for d in named if x.shape[d] == 1}
+    shape = p.shape(node)
+    return map_axes(x, lambda d: d - sum(g < d for g in gone), shape, x.view and x.view.reshape(*shape))
+
+
+@register_rule(aten.expand.default)
+def expand(p: Propagation, node: Node, x: Value, *_: Any, **__: Any) -> Value:
+    """Axes of size 1 repeated: uniform."""
+    shape = p.shape(node)
+    lead = len(shape) - len(x.shape)
+    return map_axes(replace(x, view=None), lambda d: d + lead, shape, x.view if shape == x.shape else None)
+
+
+# -- taking positions --------------------------------------------------------------------------------------------------
+
+
+def _take(p: Propagation, x: Value, dim: int, index: IntArray, marked: bool = True) -> Value:
+    """Positions ``index`` along ``dim``; ``pi`` must map what is taken to itself."""
+    components = []
+    for c in x.components:
+        if dim in c.dims:
+            labels = np.take(c.labels, index, axis=c.dims.index(dim))
+            if marked:
+                p.labels.mark(labels)
+            c = Component(c.dims, labels)
+        components.append(c)
+    neurons = x.neurons
+    if neurons is not None and dim in neurons.dims:
+        neurons = neurons.moved(neurons.dims, np.take(neurons.ids, index, axis=neurons.dims.index(dim)))
+    shape = (*x.shape[:dim], len(index), *x.shape[dim + 1 :])
+    return _without_single(
+        replace(
+            x,
+            shape=shape,
+            components=tuple(components),
+            neurons=neurons,
+            view=x.view and x.view.take(dim, tuple(index.tolist())),
+        )
+    )
+
+
+def _without_single(x: Value) -> Value:
+    """Leave axes of size 1 out of the components."""
+    components = []
+    for c in x.components:
+        keep = [k for k in range(c.labels.ndim) if c.labels.shape[k] > 1]
+        if keep:
+            components.append(
+                Component(tuple(c.dims[k] for k in keep), c.labels.reshape([c.labels.shape[k] for k in keep]))
+            )
+    return replace(x, components=tuple(components))
+
+
+@register_rule(aten.slice.Tensor)
+def take_slice(
+    p: Propagation, node: Node, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Value:
+    """``x[start:end:step]`` along one axis."""
+    dim %= len(x.shape)
+    index = np.arange(x.shape[dim])[slice(start, end, step)]
+    return x if len(index) == x.shape[dim] else _take(p, x, dim, index)
+
+
+@register_rule(aten.narrow.default)
+def narrow(p: Propagation, node: Node, x: Value, dim: int, start: int, length: int) -> Value:
+    """``length`` positions from ``start`` on."""
+    return take_slice(p, node, x, dim, start, start + length)
+
+
+@register_rule(aten.select.int)
+def select(p: Propagation, node: Node, x: Value, dim: int, index: int) -> Value:
+    """One position; the axis goes."""
+    dim %= len(x.shape)
+    picked = _take(p, x, dim, np.array([index % x.shape[dim]]))
+    shape = p.shape(node)
+    return map_axes(picked, lambda d: d - (d > dim), shape, picked.view and picked.view.reshape(*shape))
+
+
+@register_rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.split.sizes)
+def split(p: Propagation, node: Node, x: Value, _: Any, dim: int = 0) -> tuple[Value, ...]:
+    """Consecutive parts along one axis."""
+    dim %= len(x.shape)
+    parts, start = [], 0
+    for meta in node.meta["val"]:
+        stop = start + int(meta.shape[dim])
+        parts.append(_take(p, x, dim, np.arange(start, stop)))
+        start = stop
+    return tuple(parts)
+
+
+@register_rule(aten.unbind.int)
+def unbind(p: Propagation, node: Node, x: Value, dim: int = 0) -> tuple[Value, ...]:
+    """All positions of one axis, each without the axis."""
+    dim %= len(x.shape)
+    shape = p.shape(node, 0)
+    parts = [_take(p, x, dim, np.array([k])) for k in range(x.shape[dim])]
+    return tuple(
+        map_axes(part, lambda d: d - (d > dim), shape, part.view and part.view.reshape(*shape)) for part in parts
+    )
+
+
+@register_rule(aten.flip.default)
+def flip(p: Propagation, node: Node, x: Value, dims: Sequence[int]) -> Value:
+    """Axes read backwards."""
+    for dim in dims:
+        size = x.shape[dim]
+        x = x if size == 1 else _take(p, x, dim % len(x.shape), np.arange(size)[::-1], marked=False)
+    return x
+
+
+@register_rule(aten.roll.default)
+def roll(p: Propagation, node: Node, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Value:
+    """Axes rotated."""
+    shifts = [shifts] if isinstance(shifts, int) else shifts
+    for shift, dim in zip(shifts, [dims] if isinstance(dims, int) else dims, strict=True):
+        size = x.shape[dim]
+        x = x if size == 1 else _take(p, x, dim % len(x.shape), np.roll(np.arange(size), shift), marked=False)
+    return x
+
+
+@register_rule(aten.repeat.default)
+def repeat(p: Propagation, node: Node, x: Value, repeats: Sequence[int]) -> Value:
+    """Whole axes repeated; equal values keep equal labels."""
+    shape = p.shape(node)
+    lead = len(shape) - len(x.shape)
+    x = map_axes(replace(x, view=None), lambda d: d + lead, (*shape[:lead], *x.shape), None)
+    for dim, times in enumerate(repeats):
+        if times > 1:
+            index = np.tile(np.arange(x.shape[dim]), times)
+            x = _take(p, x, dim, index, marked=False) if dim >= lead or x.shape[dim] > 1 else x
+    return replace(x, shape=shape, view=None)
+
+
+# -- putting together --------------------------------------------------------------------------------------------------
+
+
+@register_rule(aten.cat.default)
+def cat(p: Propagation, node: Node, parts: Sequence[Value], dim: int = 0) -> Value:
+    """Parts behind each other along one axis."""
+    parts = [x for x in parts if x.shape != (0,)]
+    shape = p.shape(node)
+    dim %= len(shape)
+    letters = LETTERS[: len(shape)]
+    others = letters.replace(letters[dim], "")
+    operands, along_dim = [], []
+    for x in parts:
+        mine = x.component_of(dim)
+        operands.append(([c for c in x.components if dim not in c.dims], letters))
+        if mine is None:
+            size = x.shape[dim]
+            along_dim.append(p.labels.new(size) if size > 1 else p.labels.fixed(1) if len(parts) == 1 else None)
+            continue
+        if len(mine.dims) > 1:
+            rest = tuple(k for k, d in enumerate(mine.dims) if d != dim)
+            outside = Component(tuple(mine.dims[k] for k in rest), p.labels.project(mine.labels, rest))
+            operands.append(([outside], letters))
+        along_dim.append(p.labels.project(mine.labels, (mine.dims.index(dim),)))
+    arrays = [p.labels.new(1) if a is None else a for a in along_dim]
+    rest_components = combine(p.labels, operands, others)
+    rest_components = tuple(Component(tuple(d + (d >= dim) for d in c.dims), c.labels) for c in rest_components)
+    labels = _concatenate(p, arrays)
+    neurons = _cat_neurons(p, parts, dim)
+    origin = "activation" if any(x.origin == "activation" for x in parts) else "computed"
+    return _without_single(Value(shape, (*rest_components, Component((dim,), labels)), origin, neurons=neurons))
+
+
+def _concatenate(p: Propagation, arrays: Sequence[IntArray]) -> IntArray:
+    labels = np.concatenate([p.labels.find(a) for a in arrays])
+    if len(np.unique(labels)) < len(labels):
+        part = np.repeat(np.arange(len(arrays)), [len(a) for a in arrays])
+        return p.labels.pair(labels, p.labels.fixed(len(arrays))[part])
+    for a in arrays:
+        p.labels.mark(a)
+    p.labels.unite(list(arrays))
+    return labels
+
+
+def _cat_neurons(p: Propagation, parts: Sequence[Value], dim: int) -> Neurons | None:
+    acts = [x for x in parts if x.origin == "activation"]
+    if not acts or all(x.neurons is None for x in acts):
+        return None
+    if len(acts) < len(parts):
+        p.recorder.cannot("activations are concatenated with parameters or constants")
+        return acts[0].neurons
+    neurons = [p.neurons_of(x, dim) for x in parts]
+    first = neurons[0]
+    if all(n.dims == first.dims and dim not in n.dims and np.array_equal(n.ids, first.ids) for n in neurons):
+        return first
+    chains = {(n.chain, n.gain) for n in neurons}
+    if len(chains) > 1:
+        for n in neurons:
+            p.recorder.read(n)
+    if any(set(n.dims) - {dim} for n in neurons):
+        p.recorder.cannot("a concatenation along an axis of neurons that also vary along others")
+        return first
+    ids = np.concatenate([np.broadcast_to(n.ids, (x.shape[dim],)) for n, x in zip(neurons, parts, strict=True)])
+    mixed = replace(first, chain=("mixed",), gain=1.0) if len(chains) > 1 else first
+    return mixed.moved((dim,), ids)
+
+
+@register_rule(aten.stack.default)
+def stack(p: Propagation, node: Node, parts: Sequence[Value], dim: int = 0) -> Value:
+    """A new axis of parts; the parts keep their own labels."""
+    shape = p.shape(node)
+    dim %= len(shape)
+    move: Callable[[int], int] = lambda d: d + (d >= dim)  # noqa: E731
+    lifted = [map_axes(replace(x, view=None), move, (*shape[:dim], 1, *shape[dim + 1 :]), None) for x in parts]
+    components = []
+    for dims in sorted({c.dims for x in lifted for c in x.components}):
+        arrays = [next((c.labels for c in x.components if c.dims == dims), None) for x in lifted]
+        known = [a for a in arrays if a is not None]
+        if all(p.labels.equal(a, known[0]) for a in known) and len(known) == len(arrays):
+            components.append(Component(dims, known[0]))
+            continue
+        where = tuple(sorted((*dims, dim)))
+        filled = [p.labels.new(known[0].size).reshape(known[0].shape) if a is None else a for a in arrays]
+        flat = _concatenate(p, [a.reshape(-1) for a in filled]).reshape(len(parts), *known[0].shape)
+        components.append(Component(where, np.moveaxis(flat, 0, where.index(dim))))
+    covered = {d for c in components for d in c.dims}
+    if dim not in covered:
+        components.append(Component((dim,), p.labels.fixed(len(parts))))
+    if any(x.neurons is not None for x in parts):
+        p.recorder.cannot("neurons are stacked along a new axis")
+    return _without_single(Value(shape, tuple(components)))
+
+
+@register_rule(aten.constant_pad_nd.default, aten.pad.default)
+def pad(p: Propagation, node: Node, x: Value, padding: Sequence[int], *_: Any, **__: Any) -> Value:
+    """Constants around the edges: fixed axes stay fixed, padded channels get labels of their own."""
+    shape = p.shape(node)
+    neurons = x.neurons
+    for k in range(len(padding) // 2):
+        dim = len(x.shape) - 1 - k
+        before, after = padding[2 * k], padding[2 * k + 1]
+        if before == after == 0:
+            continue
+        if neurons is not None and dim in neurons.dims:
+            p.recorder.cannot("an axis of neurons is padded")
+        component = x.component_of(dim)
+        if component is not None and p.labels.is_fixed(component.labels).all() or min(before, after) < 0:
+            x = replace(x, components=p.hold(x, [dim]) + p.held_axes(shape, [dim]))
+            continue
+        if component is not None and len(component.dims) > 1:
+            return Value(shape, p.hold(x, range(len(shape))) + p.held_axes(shape, range(len(shape))), neurons=neurons)
+        inner = component.labels if component is not None else p.labels.new(x.shape[dim])
+        arrays = [p.labels.new(before), inner, p.labels.new(after)]
+        labels = _concatenate(p, [a for a in arrays if len(a)])
+        others = tuple(c for c in x.components if c is not component)
+        x = replace(x, components=(*others, Component((dim,), labels)))
+    return replace(x, shape=shape, neurons=neurons, view=None)

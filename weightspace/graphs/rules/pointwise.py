@@ -1,0 +1,157 @@
+"""Pointwise operations with broadcasting: activations, bias additions, gates, residual additions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from weightspace.graphs.labels import IntArray
+from weightspace.graphs.neurons import Neurons
+from weightspace.graphs.propagation import LETTERS, Propagation, aligned, module_path, register_rule
+from weightspace.graphs.values import Value, along, combine
+
+aten = torch.ops.aten
+
+_ADD = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.add.Scalar, aten.sub.Scalar}
+_SCALE = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}
+
+
+@register_rule(torch.Tag.pointwise)
+def pointwise(p: Propagation, node: Node, *args: Any, **kwargs: Any) -> Value:
+    """Any operator that torch tags as pointwise: operands broadcast, equal axes are tied."""
+    shape = p.shape(node)
+    operands = [a for a in (*args, *kwargs.values()) if isinstance(a, Value)]
+    components = p.elementwise(shape, operands)
+    return Value(shape, components, neurons=_neurons(p, node, shape, operands, args))
+
+
+@register_rule(
+    aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default, aten._to_copy.default,
+    aten.lift_fresh_copy.default, aten.to.dtype, aten.to.device, aten.dropout.default, aten.native_dropout.default,
+)  # fmt: skip
+def identity(p: Propagation, node: Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """Copies, casts and dropout in evaluation mode."""
+    return x
+
+
+@register_rule(aten.prelu.default)
+def prelu(p: Propagation, node: Node, x: Value, weight: Value) -> Value:
+    """A slope per channel (axis 1), or one for all."""
+    shape = p.shape(node)
+    letters = LETTERS[: len(shape)]
+    components = combine(p.labels, [(x.components, letters), (weight.components, letters[1])], letters)
+    neurons = x.neurons
+    if math.prod(weight.shape) == 1 < shape[1]:
+        p.recorder.cannot("a PReLU slope is shared by several neurons")
+    else:
+        channels = p.channel_neurons(node, x, 1)
+        p.vector("norm_scale", weight, channels)
+        neurons = (neurons or Neurons((), channels).moved((1,), channels)).then("prelu")
+    return Value(shape, components, neurons=neurons)
+
+
+def _neurons(
+    p: Propagation, node: Node, shape: tuple[int, ...], operands: Sequence[Value], args: Sequence[Any]
+) -> Neurons | None:
+    """Neurons behind a pointwise operation, with the parameters and joins it brings recorded."""
+    acts = [v for v in operands if v.origin == "activation"]
+    weights = [v for v in operands if v.origin in ("parameter", "computed")]
+    if not acts:
+        return None
+    neurons = _broadcast(acts[0], shape)
+    for other in acts[1:]:
+        neurons = _join(p, node, shape, neurons, acts[0], other)
+    for weight in weights:
+        neurons = _with_parameter(p, node, shape, neurons, acts, weight)
+    if neurons is None:
+        return None
+    if len(operands) > 1 or node.target in _ADD | _SCALE or node.target is aten.neg.default:
+        return _affine(node, neurons, len(acts), bool(weights), args)
+    return neurons.then(str(node.target).split(".")[1])
+
+
+def _affine(node: Node, neurons: Neurons, acts: int, has_weights: bool, args: Sequence[Any]) -> Neurons:
+    """Bookkeeping of sums and products: constant factors go to the gain, constant terms to the chain."""
+    if acts > 1 or has_weights:
+        return neurons
+    if node.target is aten.neg.default:
+        return neurons.scaled(-1.0)
+    constants = [a for a in args if isinstance(a, int | float)]
+    if node.target in _SCALE and len(constants) == 1 and isinstance(args[0], Value):
+        factor = float(constants[0])
+        return neurons.scaled(1 / factor if node.target in (aten.div.Tensor, aten.div.Scalar) else factor)
+    return neurons.then(str(node.target).split(".")[1])
+
+
+def _broadcast(value: Value, shape: tuple[int, ...]) -> Neurons | None:
+    """Neurons of an operand along the axes of the result."""
+    lead = len(shape) - len(value.shape)
+    n = value.neurons
+    return n and n.moved(tuple(d + lead for d in n.dims), n.ids)
+
+
+def _join(
+    p: Propagation, node: Node, shape: tuple[int, ...], neurons: Neurons | None, first: Value, other: Value
+) -> Neurons | None:
+    second = _broadcast(other, shape)
+    if neurons is None and second is None:
+        return None
+    known = neurons or second
+    assert known is not None
+    dims = known.dims if neurons is None or second is None else max(neurons.dims, second.dims, key=len)
+    if len(dims) == 1:
+        lead = len(shape) - len(first.shape), len(shape) - len(other.shape)
+        neurons = neurons or p.neurons_of(first, dims[0] - lead[0])
+        second = second or p.neurons_of(other, dims[0] - lead[1])
+    if neurons is None or second is None:
+        return known
+    if neurons.dims == second.dims and np.array_equal(neurons.ids, second.ids):
+        return neurons.then(str(node.target).split(".")[1])
+    name = ".".join(x for x in (module_path(node), node.name) if x)
+    return p.recorder.join(name, (neurons, second), dims, [shape[d] for d in dims])
+
+
+def _with_parameter(
+    p: Propagation, node: Node, shape: tuple[int, ...], neurons: Neurons | None, acts: Sequence[Value], weight: Value
+) -> Neurons | None:
+    """A parameter added to or multiplied with neurons one to one."""
+    letters = aligned("".join(chr(48 + d) for d in range(len(shape))), weight.shape)
+    dims = tuple(d for d in range(len(shape)) if chr(48 + d) in letters)
+    if neurons is None and dims:
+        neurons = p.neurons_of(acts[0], dims[-1] - len(shape) + len(acts[0].shape))
+    if neurons is None:
+        p.recorder.cannot(f"the scalar parameter of '{node.name}' is attached to no neuron")
+        return None
+    if set(neurons.dims) - set(dims):
+        p.recorder.cannot(f"the parameter of '{node.name}' is shared by several neurons")
+        return neurons
+    target: IntArray = along(neurons.ids, neurons.dims, dims, [shape[d] for d in dims]).reshape(weight.shape)
+    if node.target in _ADD:
+        p.vector("bias", weight, target)
+        if not neurons.chain:
+            p.recorder.move_site(neurons, node.name)
+            return neurons
+        return neurons.then("bias")
+    p.vector("norm_scale", weight, target)
+    return neurons.then("scale")
+
+
+@register_rule(
+    aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format, aten.full_like.default,
+    aten.zeros_like.default, aten.ones_like.default, aten.scalar_tensor.default,
+)  # fmt: skip
+def filled(p: Propagation, node: Node, *args: Any, **kwargs: Any) -> Value:
+    """Constant tensors."""
+    return Value(p.shape(node), (), "constant")
+
+
+@register_rule(aten.arange.default, aten.arange.start, aten.arange.start_step, aten.linspace.default, aten.eye.default)
+def ranges(p: Propagation, node: Node, *args: Any, **kwargs: Any) -> Value:
+    """Tensors that count positions."""
+    return replace(p.held(p.shape(node)), origin="constant")

@@ -1,0 +1,90 @@
+"""Reductions, pooling and resampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from weightspace.graphs.propagation import LETTERS, Propagation, module_path, register_rule
+from weightspace.graphs.values import Component, Value, combine
+
+aten = torch.ops.aten
+
+_LINEAR = {aten.mean.dim, aten.mean.default, aten.sum.dim_IntList, aten.sum.default}
+
+
+@register_rule(
+    aten.mean.dim, aten.mean.default, aten.sum.dim_IntList, aten.sum.default, aten.amax.default, aten.amin.default,
+    aten.var.correction, aten.var.dim, aten.std.correction, aten.std.dim, aten.prod.dim_int, aten.logsumexp.default,
+)  # fmt: skip
+def reduction(
+    p: Propagation, node: Node, x: Value, dims: Sequence[int] | int | None = None, keepdim: Any = None, **kwargs: Any
+) -> Value:
+    """Reduce over axes; what is left indexes blocks that are mapped to blocks."""
+    rank, shape = len(x.shape), p.shape(node)
+    picked = [dims] if isinstance(dims, int) else dims
+    reduced = {d % rank for d in picked} if picked else set(range(rank))
+    letters = LETTERS[:rank]
+    left = [d for d in range(rank) if d not in reduced]
+    out = "".join(letters[d] for d in left)
+    components = combine(p.labels, [(x.components, letters)], out, barriers=[out])
+    keeps = len(shape) == rank
+    place = {d: (d if keeps else k) for k, d in enumerate(left)}
+    moved = tuple(Component(tuple(place[left[d]] for d in c.dims), c.labels) for c in components)
+    neurons = x.neurons
+    if neurons is not None:
+        if set(neurons.dims) & reduced:
+            dims_left = tuple(d for d in neurons.dims if d not in reduced)
+            name = ".".join(s for s in (module_path(node), node.name) if s)
+            neurons = p.recorder.link("link", name, neurons, dims_left, [x.shape[d] for d in dims_left])
+        elif node.target not in _LINEAR:
+            neurons = neurons.then(str(node.target).split(".")[1])
+        neurons = neurons.moved(tuple(place[d] for d in neurons.dims), neurons.ids)
+    return Value(shape, moved, neurons=neurons)
+
+
+def _resample(p: Propagation, x: Value, shape: tuple[int, ...], spatial: int, chain: str) -> Value:
+    dims = range(len(shape) - spatial, len(shape))
+    neurons = x.neurons
+    if neurons is not None:
+        if set(neurons.dims) & set(dims):
+            p.recorder.cannot("pooling over an axis of neurons")
+        neurons = neurons.then(chain) if chain else neurons
+    return Value(shape, p.hold(x, dims) + p.held_axes(shape, dims), neurons=neurons)
+
+
+def _spatial_rank(node: Node) -> int:
+    return next(int(c) for c in str(node.target).split(".")[1] if c in "123")
+
+
+@register_rule(
+    aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default, aten._adaptive_avg_pool2d.default,
+    aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec, aten.upsample_bilinear2d.vec,
+    aten.upsample_bicubic2d.vec, aten.upsample_nearest1d.default, aten.upsample_nearest2d.default,
+    aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default, aten.upsample_linear1d.vec,
+    aten.upsample_trilinear3d.vec,
+)  # fmt: skip
+def linear_pooling(p: Propagation, node: Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """Average pooling and interpolation: linear, channel by channel."""
+    return _resample(p, x, p.shape(node), _spatial_rank(node), "")
+
+
+@register_rule(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
+def max_pooling(p: Propagation, node: Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """Maximum pooling, channel by channel."""
+    return _resample(p, x, p.shape(node), _spatial_rank(node), "max_pool")
+
+
+@register_rule(
+    aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default, aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool2d.default,
+)  # fmt: skip
+def max_pooling_with_indices(p: Propagation, node: Node, x: Value, *args: Any, **kwargs: Any) -> tuple[Value, Value]:
+    """Maximum pooling that also returns where the maximum was."""
+    shape = p.shape(node, 0)
+    value = _resample(p, x, shape, _spatial_rank(node), "max_pool")
+    return value, Value(shape, value.components)

@@ -1,0 +1,187 @@
+"""Tracing: one pass over the exported program of a module gives its labels, its neurons and its layout."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+
+import weightspace.graphs.rules  # noqa: F401  (registers the rules)
+from weightspace.errors import ShapeError, UnsupportedModuleError
+from weightspace.graphs.block_layout import BlockLayout
+from weightspace.graphs.execution import ProgramRunner
+from weightspace.graphs.parameter_graph import ParameterGraph
+from weightspace.graphs.propagation import Propagation
+from weightspace.graphs.verification import Verification, verify_symmetry
+from weightspace.graphs.weight_space import WeightSpace
+
+__all__ = ["Trace", "trace"]
+
+
+class Trace:
+    """A module seen as a pure function of its weights, with its symmetries and its graph.
+
+    Made by :func:`trace`. The views are :meth:`weight_space`, :meth:`parameter_graph` and the block form of the latter,
+    :meth:`layout`.
+
+    Args:
+        program: What ``torch.export`` returned, decomposed to functional operators.
+        module: The module it was exported from.
+        inputs: The example inputs, flattened.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram, module: nn.Module, inputs: Sequence[Any]) -> None:
+        self._runner = ProgramRunner(program)
+        self._inputs = tuple(inputs)
+        self._propagation = Propagation()
+        aliases = _tied(module)
+        self.example_weights: dict[str, Tensor] = {}
+        self._aliases = {name: first for name, first in aliases.items() if name != first}
+        tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+        for node, spec in self._runner.placeholders():
+            self._add_placeholder(node, spec, tensors, aliases)
+        for node in program.graph.nodes:
+            if node.op == "call_function":
+                if self._runner.is_assertion(node):
+                    continue
+                self._propagation.run(node)
+            elif node.op == "get_attr":
+                constant = getattr(program.graph_module, str(node.target))
+                self._propagation.add_constant(node, constant, tuple(constant.shape))
+        self._outputs = self._propagation.hold_outputs(self._runner.user_outputs())
+
+    def _add_placeholder(self, node: Any, spec: Any, tensors: dict[str, Tensor], aliases: dict[str, str]) -> None:
+        value = node.meta.get("val")
+        shape = tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
+        name = spec.target
+        is_weight = spec.kind is InputKind.PARAMETER or (
+            spec.kind is InputKind.BUFFER and spec.persistent and tensors[name].is_floating_point()
+        )
+        if is_weight:
+            first = aliases.get(name, name)
+            if first not in self.example_weights:
+                self.example_weights[first] = tensors[first].detach()
+                self._propagation.add_parameter(node, first, shape, spec.kind is InputKind.BUFFER, None)
+            else:
+                self._propagation.add_parameter(node, name, shape, False, first)
+        elif spec.kind is InputKind.USER_INPUT:
+            self._propagation.add_input(node, shape)
+        else:
+            constant = self._runner.constant(spec)
+            self._propagation.add_constant(node, constant, shape)
+
+    # -- the views -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _weight_space(self) -> WeightSpace:
+        return WeightSpace.from_propagation(self._propagation)
+
+    def weight_space(self) -> WeightSpace:
+        """Parameters with their neuron groups and permutation symmetries."""
+        return self._weight_space
+
+    @cached_property
+    def _layout(self) -> BlockLayout:
+        shapes = [(name, tuple(t.shape)) for name, t in self.example_weights.items()]
+        return self._propagation.recorder.finish(self._outputs, shapes)
+
+    def layout(self) -> BlockLayout:
+        """Node layers and edge blocks of the parameter graph.
+
+        Raises:
+            UnsupportedModuleError: the module has no parameter graph (a parameter is used twice, say).
+        """
+        return self._layout
+
+    def parameter_graph(self, weights: Mapping[str, Tensor] | None = None) -> ParameterGraph:
+        """Parameter graph of one network of this architecture (the traced one by default)."""
+        return ParameterGraph.from_weights(self.layout(), self._complete(weights or {}))
+
+    def verify(self, trials: int = 3, seed: int = 0) -> Verification:
+        """Check the weight space against the traced function in float64, on random weights and inputs."""
+        return verify_symmetry(
+            self.weight_space(), self.evaluate, self.example_weights, self._inputs, trials=trials, seed=seed
+        )
+
+    # -- the function --------------------------------------------------------------------------------------------
+
+    def _complete(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        unknown = [n for n in weights if n not in self.example_weights and n not in self._aliases]
+        if unknown:
+            raise ShapeError(
+                f"The state dict has {unknown}, which the traced module does not (it has {list(self.example_weights)}). "
+                "Pass the weights of a network of the traced architecture."
+            )
+        full = {**self.example_weights, **weights}
+        return {**full, **{name: full[first] for name, first in self._aliases.items()}}
+
+    def evaluate(self, weights: Mapping[str, Tensor], *inputs: Any) -> Any:
+        """Output of the traced function for other weights; pure, works under ``torch.vmap``.
+
+        Args:
+            weights: State dict; parameters or buffers left out keep their values of tracing time.
+            inputs: As at tracing time and of the same shapes; none means the example inputs.
+        """
+        return self._runner(self._complete(weights), inputs or self._inputs)[0]
+
+    def node_values(self, weights: Mapping[str, Tensor], *inputs: Any) -> dict[str, Tensor]:
+        """Pre-activation values of every node layer that has them, by layer name."""
+        sites = self._propagation.recorder.sites()
+        captured = self._runner(self._complete(weights), inputs or self._inputs, capture=set(sites.values()))[1]
+        return {layer: captured[site] for layer, site in sites.items() if site in captured}
+
+    def __repr__(self) -> str:
+        numel = sum(t.numel() for t in self.example_weights.values())
+        return f"Trace({len(self.example_weights)} tensors, {numel:,} scalars)"
+
+
+def trace(module: nn.Module, *example_inputs: Any) -> Trace:
+    """Trace a module once; everything else is read off the result.
+
+    The module is traced in evaluation mode; its parameters and mode are left as they were.
+
+    Args:
+        module: Any module that ``torch.export`` accepts.
+        example_inputs: What its ``forward`` takes; only shapes and dtypes matter, and control flow that depends on
+            them.
+
+    Raises:
+        UnsupportedModuleError: ``torch.export`` refuses the module, or an operator in it has no propagation rule.
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> traced = trace(mlp, torch.zeros(4, 2))
+        >>> traced.layout()
+        BlockLayout(13 nodes in 5 layers, 33 edges in 4 blocks)
+    """
+    modes = {m: m.training for m in module.modules()}
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch.export warns about its own internals
+            module.eval()
+            program = torch.export.export(module, example_inputs, strict=False).run_decompositions({})
+    except Exception as error:
+        # Whatever stopped the export (control flow on values, a wrong example input) is the user's to see.
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModuleError(
+            f"torch.export cannot trace {type(module).__name__}: {first_line} "
+            "Check the example inputs, and move control flow that depends on values out of the module."
+        ) from error
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+    return Trace(program, module, torch.utils._pytree.tree_leaves(example_inputs))
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """First name of every parameter object."""
+    first: dict[int, str] = {}
+    return {
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }

@@ -1,0 +1,467 @@
+"""Weight spaces: the parameters of an architecture with their permutation symmetries, without their values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from weightspace.errors import ShapeError, SpecError
+from weightspace.graphs.axis_blocks import axis_parts
+from weightspace.graphs.label_graph import LabelGraph, Solution, log_order, random_source, solve
+from weightspace.graphs.labels import IntArray
+from weightspace.graphs.parameter_view import ParameterView
+from weightspace.graphs.propagation import ParameterLabels, Propagation
+from weightspace.graphs.values import Component
+from weightspace.graphs.verification import Verification, verify_symmetry
+
+__all__ = ["Block", "NeuronGroup", "NeuronPermutation", "WeightSpace"]
+
+
+@dataclass(frozen=True)
+class NeuronGroup:
+    """A set of parameter axes that are permuted together.
+
+    Args:
+        name: Where the neurons are written first.
+        size: Number of neurons (of inner neurons for each outer one, where there is a parent).
+        kind: ``"permutable"``; ``"fixed"`` (inputs, outputs, kernel positions); or ``"generic"``, moved by a group that
+            is no nested product of symmetric groups: sampled and applied exactly, taken as fixed by linear layers.
+        parent: Group inside whose every neuron this one is permuted independently.
+    """
+
+    name: str
+    size: int
+    kind: str = "permutable"
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """A view of one parameter with one neuron group per axis."""
+
+    name: str
+    view: ParameterView
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronPermutation:
+    """A group element, as a gather over labels: ``new[l] = old[source[l]]``."""
+
+    source: IntArray
+
+    def compose(self, other: NeuronPermutation) -> NeuronPermutation:
+        """First ``other``, then this one."""
+        return NeuronPermutation(other.source[self.source])
+
+    def inverse(self) -> NeuronPermutation:
+        """The element that undoes this one."""
+        return NeuronPermutation(np.argsort(self.source))
+
+    @property
+    def moved(self) -> int:
+        """Labels that change place; 0 for the identity."""
+        return int((self.source != np.arange(len(self.source))).sum())
+
+
+class WeightSpace:
+    """Parameters of one architecture with their permutation symmetries; data-free, hashable, JSON round trip.
+
+    Made by ``trace(module, *inputs).weight_space()`` or, by hand, by :meth:`from_axes`.
+
+    Attributes:
+        parameters: Name, shape and labels of every parameter and persistent buffer.
+        groups: Neuron groups by name.
+        blocks: Views of the parameters with one group per axis; every scalar is in exactly one.
+        log_order: Natural logarithm of the number of group elements.
+
+    Example:
+        >>> space = WeightSpace.from_axes({"a": ("in", "h"), "b": ("h", "out")}, {"a": (2, 8), "b": (8, 1)},
+        ...                               fixed=("in", "out"))
+        >>> space
+        WeightSpace(2 tensors, 24 scalars, 1 permutable group, log order 10.60)
+          h  permutable  8  a[1] b[0]
+    """
+
+    def __init__(self, parameters: Sequence[ParameterLabels], graph: LabelGraph) -> None:
+        self.parameters = tuple(parameters)
+        self._graph = graph
+        self._solution: Solution = solve(graph)
+        self._names = self._name_groups()
+        solved = self._solution.groups
+        self.groups: dict[str, NeuronGroup] = {
+            self._names[g]: NeuronGroup(
+                self._names[g],
+                s.size,
+                "permutable" if s.kind == "symmetric" else "generic",
+                None if s.parent is None else self._names[s.parent],
+            )
+            for g, s in sorted(enumerate(solved), key=lambda x: list(self._names).index(x[0]))
+        }
+        self.blocks = tuple(b for p in self.parameters for b in self._blocks_of(p))
+        self.log_order = log_order(graph, self._solution)
+
+    # -- construction --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_propagation(cls, propagation: Propagation) -> WeightSpace:
+        """Read the weight space off a finished propagation."""
+        labels = propagation.labels
+        parameters = list(propagation.parameters.values())
+        used = [labels.find(c.labels).reshape(-1) for p in parameters for c in p.components]
+        relations = [(labels.find(r.left), labels.find(r.right)) for r in labels.relations]
+        pending = np.unique(np.concatenate([*used, *(x for r in relations for x in r), np.zeros(0, np.int64)]))
+        roots = pending
+        while len(pending):
+            factors = [f for n in pending.tolist() if n in labels.factors for f in labels.factors[n]]
+            found = np.unique(labels.find(np.array(factors, np.int64)))
+            pending = np.setdiff1d(found, roots)
+            roots = np.union1d(roots, found)
+        where = {int(r): k for k, r in enumerate(roots)}
+        factor_rows = np.full((len(roots), 2), -1, np.int64)
+        for k, r in enumerate(roots.tolist()):
+            if r in labels.factors:
+                factor_rows[k] = [where[int(x)] for x in labels.find(np.array(labels.factors[r]))]
+
+        def compact(array: IntArray) -> IntArray:
+            return np.searchsorted(roots, labels.find(array))
+
+        edges = [
+            np.stack([compact(left), compact(right), np.full(len(left), colour)], 1)
+            for colour, (left, right) in enumerate(relations)
+        ]
+        placed = [
+            ParameterLabels(
+                p.name,
+                p.shape,
+                p.view_shape,
+                tuple(Component(c.dims, compact(c.labels)) for c in p.components),
+                p.is_buffer,
+            )
+            for p in parameters
+        ]
+        marks = [compact(m[np.isin(labels.find(m), roots)]) for m in labels.marks]
+        fixed = labels.is_fixed(roots)
+        graph = LabelGraph(
+            _colours(len(roots), placed, marks, fixed),
+            np.unique(np.concatenate([*edges, np.zeros((0, 3), np.int64)]), axis=0),
+            factor_rows,
+        )
+        return cls(placed, graph)
+
+    @classmethod
+    def from_axes(
+        cls,
+        axes: Mapping[str, Sequence[str]],
+        shapes: Mapping[str, Sequence[int]],
+        *,
+        fixed: Sequence[str] = (),
+    ) -> WeightSpace:
+        """A hand-written specification: the name of a group for every axis of every parameter.
+
+        Args:
+            axes: Group names by parameter, one per axis.
+            shapes: Shapes by parameter.
+            fixed: Groups that keep their order (inputs, outputs, kernel positions).
+
+        Raises:
+            SpecError: an axis is missing, or a group has two sizes.
+        """
+        sizes: dict[str, int] = {}
+        for name, groups in axes.items():
+            if name not in shapes or len(groups) != len(shapes[name]):
+                raise SpecError(
+                    f"Parameter '{name}' must have one group per axis (got groups {tuple(groups)} for shape "
+                    f"{tuple(shapes.get(name, ()))})."
+                )
+            for group, size in zip(groups, shapes[name], strict=True):
+                if sizes.setdefault(group, size) != size:
+                    raise SpecError(
+                        f"Group '{group}' must have one size (got {sizes[group]} and, in '{name}', {size})."
+                    )
+        missing = [g for g in fixed if g not in sizes]
+        if missing:
+            raise SpecError(f"Fixed groups {missing} are on no axis; the groups are {sorted(sizes)}.")
+        starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
+        placed = [
+            ParameterLabels(
+                name,
+                tuple(shapes[name]),
+                tuple(shapes[name]),
+                tuple(
+                    Component((d,), np.arange(starts[g], starts[g] + sizes[g]))
+                    for d, g in enumerate(groups)
+                    if sizes[g] > 1
+                ),
+            )
+            for name, groups in axes.items()
+        ]
+        total = sum(sizes.values())
+        held = np.zeros(total, bool)
+        for g in fixed:
+            held[starts[g] : starts[g] + sizes[g]] = True
+        graph = LabelGraph(
+            _colours(total, placed, [], held), np.zeros((0, 3), np.int64), np.full((total, 2), -1, np.int64)
+        )
+        return cls(placed, graph)
+
+    # -- group action --------------------------------------------------------------------------------------------
+
+    def random_permutation(self, generator: torch.Generator | int) -> NeuronPermutation:
+        """A random group element.
+
+        Args:
+            generator: A torch generator, or a seed.
+        """
+        seed = generator if isinstance(generator, int) else int(torch.randint(2**62, (), generator=generator))
+        return NeuronPermutation(random_source(self._graph, self._solution, np.random.default_rng(seed)))
+
+    def permute(
+        self,
+        weights: Mapping[str, Tensor],  # each of shape: (*batch, *parameter shape)
+        g: NeuronPermutation,
+        batch_dims: int = 0,
+    ) -> dict[str, Tensor]:
+        """The weights of the same function with its neurons relabelled.
+
+        Names that the weight space does not know (integer buffers, say) are passed through.
+        """
+        moved = dict(weights)
+        for p in self.parameters:
+            if p.name in weights:
+                tensor = weights[p.name]
+                if tuple(tensor.shape[batch_dims:]) != p.shape:
+                    raise ShapeError(
+                        f"'{p.name}' must have shape {p.shape} behind {batch_dims} batch axes (got "
+                        f"{tuple(tensor.shape)}). Was it saved from another architecture?"
+                    )
+                moved[p.name] = _act(tensor, p, g.source, batch_dims)
+        return moved
+
+    def split(self, weights: Mapping[str, Tensor], batch_dims: int = 0) -> dict[str, Tensor]:
+        """Values of every block, by block name, one neuron group per axis."""
+        return {b.name: b.view.apply(weights[b.view.parameter], batch_dims) for b in self.blocks}
+
+    def join(self, values: Mapping[str, Tensor], batch_dims: int = 0) -> dict[str, Tensor]:
+        """Exact inverse of :meth:`split`."""
+        flat: dict[str, Tensor] = {}
+        for block in self.blocks:
+            value, name = values[block.name], block.view.parameter
+            batch = value.shape[:batch_dims]
+            if name not in flat:
+                flat[name] = value.new_empty(*batch, math.prod(block.view.parameter_shape))
+            index = block.view.entries().reshape(-1).to(value.device)
+            flat[name] = flat[name].index_copy(-1, index, value.reshape(*batch, -1))
+        return {p.name: flat[p.name].reshape(*flat[p.name].shape[:-1], *p.shape) for p in self.parameters}
+
+    def verify(self, module: nn.Module, *inputs: Any, trials: int = 3, seed: int = 0) -> Verification:
+        """Apply random group elements in float64 and compare the function's outputs.
+
+        Args:
+            module: A module of this architecture; its own values are not used, random ones are.
+            inputs: Example inputs.
+            trials: Number of random group elements.
+            seed: Of weights, inputs and elements.
+
+        Returns:
+            The largest relative deviation, and which groups break the function if any does.
+        """
+        from weightspace.graphs.trace import trace
+
+        traced = trace(module, *inputs)
+        return verify_symmetry(self, traced.evaluate, traced.example_weights, inputs, trials=trials, seed=seed)
+
+    def restricted(self, group: str, g: NeuronPermutation) -> NeuronPermutation:
+        """The part of a group element that moves only neurons of one group (and of groups nested in it)."""
+        index = next(k for k, name in self._names.items() if name == group)
+        mine = np.array([bool(c) and {x for x, _ in c} <= {index, *self._nested(index)} for c in self._coordinates])
+        return NeuronPermutation(np.where(mine, g.source, np.arange(len(mine))))
+
+    def _nested(self, group: int) -> set[int]:
+        return {k for k in range(len(self._solution.groups)) if group in self._solution.ancestors(k)}
+
+    @property
+    def _coordinates(self) -> list:
+        return self._solution.coordinates
+
+    # -- description ---------------------------------------------------------------------------------------------
+
+    def _name_groups(self) -> dict[int, str]:
+        """Name every group after the weight that writes its neurons, or else after the first parameter it is on."""
+        names: dict[int, str] = {}
+        taken: set[str] = set()
+        ordered = [(c.dims[0] > 0 or len(p.shape) < 2, p, c) for p in self.parameters for c in p.components]
+        for _, p, component in sorted(ordered, key=lambda x: x[0]):
+            for node in component.labels.reshape(-1).tolist():
+                for depth, (group, _) in enumerate(self._solution.coordinates[node]):
+                    if group in names:
+                        continue
+                    base = p.name.rsplit(".", 1)[0] if "." in p.name else p.name
+                    base += ".outer" if depth + 1 < len(self._solution.coordinates[node]) else ""
+                    name, k = base, 1
+                    while name in taken:
+                        name, k = f"{base}:{k}", k + 1
+                    names[group] = name
+                    taken.add(name)
+        for group in range(len(self._solution.groups)):
+            names.setdefault(group, f"group:{group}")
+        return names
+
+    def _blocks_of(self, p: ParameterLabels) -> list[Block]:
+        base = ParameterView(p.name, p.shape).reshape(*p.view_shape)
+        parts = axis_parts(p, self._solution, self._names)
+        blocks = []
+        for combination in product(*parts):
+            view, sizes, axes = base, [], []
+            for dim, part in enumerate(combination):
+                view = view.take(dim, part.positions)
+                sizes += part.sizes
+                axes += part.groups
+            name = p.name if math.prod(map(len, parts)) == 1 else f"{p.name}:{len(blocks)}"
+            blocks.append(Block(name, view.reshape(*sizes), tuple(axes)))
+        return blocks
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form; :meth:`from_json` inverts it."""
+        return {
+            "parameters": [
+                {
+                    "name": p.name,
+                    "shape": list(p.shape),
+                    "view_shape": list(p.view_shape),
+                    "is_buffer": p.is_buffer,
+                    "components": [
+                        {"dims": list(c.dims), "shape": list(c.labels.shape), "labels": _runs(c.labels.reshape(-1))}
+                        for c in p.components
+                    ],
+                }
+                for p in self.parameters
+            ],
+            "colours": _runs(self._graph.colours),
+            "edges": [_runs(column) for column in self._graph.edges.T],
+            "factors": [_runs(column) for column in self._graph.factors.T],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> WeightSpace:
+        """Read what :meth:`to_json` wrote."""
+        parameters = [
+            ParameterLabels(
+                p["name"],
+                tuple(p["shape"]),
+                tuple(p["view_shape"]),
+                tuple(Component(tuple(c["dims"]), _unruns(c["labels"]).reshape(c["shape"])) for c in p["components"]),
+                p["is_buffer"],
+            )
+            for p in data["parameters"]
+        ]
+        edges, factors = (np.stack([_unruns(c) for c in data[k]], 1) for k in ("edges", "factors"))
+        return cls(parameters, LabelGraph(_unruns(data["colours"]), edges, factors))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the whole description."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WeightSpace) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    @property
+    def permutable(self) -> list[NeuronGroup]:
+        """The groups that move."""
+        return [g for g in self.groups.values() if g.kind != "fixed"]
+
+    def axes_of(self, group: str) -> list[str]:
+        """Parameter axes a group acts on, as ``name[axis]``."""
+        return [f"{b.name}[{k}]" for b in self.blocks for k, axis in enumerate(b.axes) if axis == group]
+
+    def __repr__(self) -> str:
+        numel = sum(math.prod(p.shape) for p in self.parameters)
+        count = len(self.permutable)
+        head = (
+            f"WeightSpace({len(self.parameters)} tensors, {numel:,} scalars, {count} permutable group"
+            f"{'' if count == 1 else 's'}, log order {self.log_order:.2f})"
+        )
+        rows = []
+        for g in self.permutable:
+            axes = self.axes_of(g.name)
+            shown = " ".join(axes[:6]) + (f" ... ({len(axes)} axes)" if len(axes) > 6 else "")
+            rows.append((g.name + (f" in {g.parent}" if g.parent else ""), g.kind, str(g.size), shown))
+        widths = [max((len(r[k]) for r in rows), default=0) for k in range(3)]
+        return "\n".join(
+            [head, *("  " + "  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[3]]) for r in rows)]
+        )
+
+
+def _colours(size: int, parameters: Sequence[ParameterLabels], marks: Sequence[IntArray], fixed: Any) -> IntArray:
+    """Colour of every label: the axes it stands on and its marks; held labels get a colour of their own."""
+    memberships: list[list[int]] = [[] for _ in range(size)]
+    sets = [c.labels for p in parameters for c in p.components] + list(marks)
+    for k, labels in enumerate(sets):
+        for node in np.unique(labels).tolist():
+            memberships[node].append(k)
+    ids: dict[tuple[int, ...], int] = {}
+    free = [-1 if fixed[n] else ids.setdefault(tuple(memberships[n]), len(ids)) for n in range(size)]
+    return np.array([c if c >= 0 else len(ids) + n for n, c in enumerate(free)], np.int64)
+
+
+def _act(tensor: Tensor, p: ParameterLabels, source: IntArray, batch_dims: int) -> Tensor:
+    covered = [d for c in p.components for d in c.dims]
+    if len(covered) == len(set(covered)) == len(p.components):
+        for c in p.components:
+            index = _positions(c.labels, source[c.labels])
+            if not np.array_equal(index, np.arange(len(index))):
+                tensor = tensor.index_select(batch_dims + c.dims[0], torch.from_numpy(index).to(tensor.device))
+        return tensor.clone() if not p.components else tensor
+    coordinates: list[IntArray] = [
+        np.arange(n).reshape([n if k == d else 1 for k in range(len(p.view_shape))]) for d, n in enumerate(p.view_shape)
+    ]
+    for c in p.components:
+        flat = _positions(c.labels.reshape(-1), source[c.labels].reshape(-1))
+        spread = [p.view_shape[d] if d in c.dims else 1 for d in range(len(p.view_shape))]
+        for d, moved in zip(c.dims, np.unravel_index(flat, c.labels.shape), strict=True):
+            coordinates[d] = moved.reshape(spread)
+    index = np.ravel_multi_index(np.broadcast_arrays(*coordinates), p.view_shape).reshape(-1)
+    batch = tensor.shape[:batch_dims]
+    flat_tensor = tensor.reshape(*batch, -1).index_select(-1, torch.from_numpy(index).to(tensor.device))
+    return flat_tensor.reshape(*batch, *p.shape)
+
+
+def _positions(labels: IntArray, wanted: IntArray) -> IntArray:
+    """Position in ``labels`` of each wanted label."""
+    order = np.argsort(labels, kind="stable")
+    return order[np.searchsorted(labels, wanted, sorter=order)]
+
+
+def _runs(array: IntArray) -> list[list[int]]:
+    """Run-length form ``[start, length, step]`` with step 0 or 1."""
+    runs: list[list[int]] = []
+    for value in array.tolist():
+        if runs:
+            start, length, step = runs[-1]
+            if length == 1 and value - start in (0, 1):
+                runs[-1] = [start, 2, value - start]
+                continue
+            if length > 1 and value == start + length * step:
+                runs[-1][1] += 1
+                continue
+        runs.append([value, 1, 0])
+    return runs
+
+
+def _unruns(runs: Sequence[Sequence[int]]) -> IntArray:
+    parts = [np.arange(length, dtype=np.int64) * step + start for start, length, step in runs]
+    return np.concatenate([*parts, np.zeros(0, np.int64)])
