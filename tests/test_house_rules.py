@@ -45,7 +45,7 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _imports(tree: ast.Module) -> list[str]:
-    """Every imported module of a file, wherever in it; ``from weightspace import zoo`` counts as ``weightspace.zoo``."""
+    """Every imported module, wherever in the file; ``from weightspace import zoo`` counts as ``weightspace.zoo``."""
     names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -11,8 +11,9 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "__version__",
+__all__ = ["__version__"]
+
+_PARTS = (
     "commands",
     "errors",
     "graphs",
@@ -21,16 +22,17 @@ __all__ = [
     "metanets",
     "optim",
     "tasks",
+    "testing",
     "training",
     "zoo",
-]
+)
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in __all__:
+    if name in _PARTS:
         return importlib.import_module(f"weightspace.{name}")
-    raise AttributeError(f"Module 'weightspace' has no attribute '{name}'. Its parts are {', '.join(__all__[1:])}.")
+    raise AttributeError(f"Module 'weightspace' has no attribute '{name}'. Its parts are {', '.join(_PARTS)}.")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_PARTS]

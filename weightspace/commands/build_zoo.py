@@ -1,0 +1,42 @@
+"""``weightspace zoo build``: one subcommand per recipe, its options read off the recipe's dataclass."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from weightspace.commands.console import say
+from weightspace.zoo import AbstractRecipe, build as build_recipe, known_recipes, recipe_class
+
+__all__ = ["build"]
+
+build = App(
+    name="build",
+    help="Train the networks of a recipe into a zoo. The same command goes on where a killed build stopped.",
+)
+
+
+def _command(recipe: type[AbstractRecipe]) -> Callable[..., int]:
+    def command(
+        *,
+        out: Path,
+        options: Annotated[recipe, Parameter(name="*")] = recipe(),  # noqa: B008 (recipes are frozen)
+        workers: int | None = None,
+    ) -> int:
+        """Build, or go on building, a zoo.
+
+        Args:
+            out: Folder of the zoo, made if it is not there.
+            options: What the zoo holds.
+            workers: Processes that train; as many as there are cores if not given. Does not change the zoo.
+        """
+        zoo = build_recipe(options, out, workers=workers)
+        say(str(zoo.info()))
+        return 0
+
+    return command
+
+
+for _name in known_recipes():
+    build.command(_command(recipe_class(_name)), name=_name, help=(recipe_class(_name).__doc__ or "").split("\n\n")[0])

@@ -1,0 +1,34 @@
+"""``weightspace zoo info`` and ``weightspace zoo verify``."""
+
+import json as json_module
+from pathlib import Path
+
+from weightspace.commands.console import say
+from weightspace.zoo import Zoo
+
+__all__ = ["info", "verify"]
+
+
+def info(path: Path, *, json: bool = False) -> None:
+    """Say what is in a zoo.
+
+    Args:
+        path: Folder of the zoo.
+        json: Print JSON for programs.
+    """
+    found = Zoo.open(path).info()
+    say(json_module.dumps(found.to_json(), indent=2) if json else str(found))
+
+
+def verify(path: Path, *, deep: bool = False) -> int:
+    """Check that a zoo is complete and unaltered.
+
+    Ends with exit code 1 if it is not.
+
+    Args:
+        path: Folder of the zoo.
+        deep: Read every byte and compare all checksums, instead of sizes and the index only.
+    """
+    report = Zoo.open(path).verify(deep=deep)
+    say(str(report))
+    return 0 if report.ok else 1

@@ -1,0 +1,1 @@
+"""Figures of a zoo and of trained metanetworks, and the one HTML page that shows them."""
