@@ -1,0 +1,32 @@
+"""Training of metanetworks: seeded, resumable to the bit, selected on the validation split."""
+
+from weightspace.training.checkpoint import load_checkpoint, read_checkpoint
+from weightspace.training.config import TrainConfig
+from weightspace.training.data import Batches, LabelledWeights, ZooBatches, batches_of
+from weightspace.training.history import write_json, write_metrics
+from weightspace.training.loop import DivergedError, FitResult, Pipeline, fit, predict, seeded
+from weightspace.training.objective import Classification, Objective, Regression
+from weightspace.training.schedule import ParameterAverage, learning_rate_factor
+
+__all__ = [
+    "Batches",
+    "Classification",
+    "DivergedError",
+    "FitResult",
+    "LabelledWeights",
+    "Objective",
+    "ParameterAverage",
+    "Pipeline",
+    "Regression",
+    "TrainConfig",
+    "ZooBatches",
+    "batches_of",
+    "fit",
+    "learning_rate_factor",
+    "load_checkpoint",
+    "predict",
+    "read_checkpoint",
+    "seeded",
+    "write_json",
+    "write_metrics",
+]

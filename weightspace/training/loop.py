@@ -1,0 +1,319 @@
+"""The training loop: seeded, resumable to the bit, selected on the validation split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from tqdm.auto import tqdm
+
+from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.training.checkpoint import has_checkpoint, read_checkpoint, write_checkpoint
+from weightspace.training.config import TrainConfig
+from weightspace.training.data import Batches
+from weightspace.training.history import write_metrics
+from weightspace.training.objective import Objective
+from weightspace.training.schedule import ParameterAverage, learning_rate_factor
+from weightspace.zoo.augment import Augmentation
+
+__all__ = ["DivergedError", "FitResult", "Pipeline", "fit", "predict", "seeded"]
+
+EVALUATION_BATCH = 256
+
+
+class DivergedError(WeightspaceError, ArithmeticError):
+    """The loss of a training run is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What happens to a batch of networks on its way into the metanetwork.
+
+    Args:
+        augment: Random, on training batches only.
+        prepare: Deterministic, on every batch, after ``augment``.
+    """
+
+    augment: Augmentation | None = None
+    prepare: Augmentation | None = None
+
+    def __call__(self, weights: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Weights as the metanetwork sees them; a generator switches augmentation on."""
+        if self.augment is not None and generator is not None:
+            weights = self.augment(weights, generator)
+        return weights if self.prepare is None else self.prepare(weights)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Outcome of :func:`fit`.
+
+    Args:
+        epochs: One mapping of figures per epoch, as in ``metrics.json``.
+        best_epoch: Epoch (counted from 1) whose averaged parameters scored best on the validation split.
+        seconds: Wall time of training, of all sessions together.
+        cpu_seconds: Processor time of the same.
+    """
+
+    epochs: list[dict[str, float]]
+    best_epoch: int
+    seconds: float
+    cpu_seconds: float
+
+
+def fit(
+    model: nn.Module,
+    train: Batches,
+    val: Batches,
+    config: TrainConfig,
+    run_dir: str | Path,
+    *,
+    objective: Objective,
+    record: Mapping[str, Any],
+    pipeline: Pipeline | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Train ``model``, leave the parameters that were best on ``val`` in it, and keep everything in ``run_dir``.
+
+    A run that was stopped at any moment goes on from its last epoch and ends with the same bits as one that was not
+    (without ``max_seconds``). A run that has ended is loaded, not repeated.
+
+    Args:
+        model: Maps a batched state dict to outputs; on its device the training runs.
+        train: Networks to learn from.
+        val: Networks that select the epoch and stop the run; nothing is learned from them.
+        config: How to train.
+        run_dir: Folder of the run: ``checkpoint.*`` (best), ``resume.*`` (last), ``metrics.json``, ``metrics.csv``.
+        objective: Loss and figures.
+        record: JSON values that describe the model, kept in the checkpoint (``metanet_to_json``).
+        pipeline: Augmentation and preparation of the weights.
+        progress: Show a progress bar.
+
+    Raises:
+        CheckpointError: ``run_dir`` holds a run of another configuration or model, or a damaged one.
+        DivergedError: the loss became infinite or not a number.
+    """
+    run_dir = Path(run_dir)
+    run = _Run(model, train, val, config, run_dir, objective, dict(record), pipeline or Pipeline())
+    if has_checkpoint(run_dir, "resume"):
+        run.restore()
+    steps = -(-len(train) // config.batch_size) * config.epochs
+    with tqdm(total=steps, initial=run.step, unit="step", desc=run_dir.name, disable=not progress) as bar:
+        while not run.finished:
+            run.train_epoch(bar)
+            run.close_epoch()
+            figures = run.history[-1]
+            bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("val_loss", "val_accuracy", "val_r2") if k in figures})
+    best, head = read_checkpoint(run_dir, "checkpoint")
+    model.load_state_dict(best)
+    model.eval()
+    return FitResult(run.history, head["epoch"], run.seconds, run.cpu_seconds)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    data: Batches,
+    pipeline: Pipeline | None = None,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+    method: str = "forward",
+) -> tuple[Tensor, Tensor]:
+    """Outputs and targets of all networks, in their order, on the CPU.
+
+    Args:
+        model: Used in evaluation mode; left in the mode it was in.
+        data: Networks.
+        pipeline: Preparation of the weights.
+        parameters: Used instead of the model's own (a running average).
+        method: ``"forward"`` or another method of the model that takes a batched state dict (``"embed"``).
+    """
+    training, device = model.training, _device(model)
+    model.eval()
+    outputs, targets = [], []
+    for weights, target in data.batches(EVALUATION_BATCH):
+        ready = (pipeline or Pipeline())({name: value.to(device) for name, value in weights.items()})
+        if parameters is None:
+            out = getattr(model, method)(ready)
+        else:
+            out = functional_call(model, dict(parameters), (ready,))
+        outputs.append(out.cpu())
+        targets.append(target)
+    model.train(training)
+    return torch.cat(outputs), torch.cat(targets)
+
+
+@contextmanager
+def seeded(device: torch.device, *parts: object) -> Iterator[torch.Generator]:
+    """A generator on ``device`` seeded by ``parts``; torch's global state (dropout) is too, and restored after."""
+    seed = int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield torch.Generator(device).manual_seed(seed)
+
+
+class _Run:
+    """State of a run between epochs; everything in it is either an argument of ``fit`` or in ``resume.*``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Batches,
+        val: Batches,
+        config: TrainConfig,
+        run_dir: Path,
+        objective: Objective,
+        record: dict[str, Any],
+        pipeline: Pipeline,
+    ) -> None:
+        self.model, self.train, self.val, self.config, self.run_dir = model, train, val, config, run_dir
+        self.objective, self.pipeline, self.device = objective, pipeline, _device(model)
+        described = {"model": record, "config": config.to_json(), "networks": [len(train), len(val)]}
+        self.record = json.loads(json.dumps(described))  # as it comes back from a file
+        self.optimizer = _optimizer(model, config)
+        self.average = ParameterAverage(model, config.average)
+        self.history: list[dict[str, float]] = []
+        self.best: tuple[float, ...] | None = None
+        self.best_epoch = self.step = 0
+        self.seconds = self.cpu_seconds = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is used up, or patience is."""
+        patience = self.config.patience
+        return self._progress(self.seconds) >= 1 or 0 < patience <= self.epoch - self.best_epoch
+
+    def train_epoch(self, bar: tqdm) -> None:
+        """One pass over the training split; appends its figures to ``history``."""
+        start, cpu_start = time.perf_counter(), time.process_time()
+        answers: list[tuple[Tensor, Tensor]] = []
+        lr = 0.0
+        self.model.train()
+        with seeded(self.device, self.config.seed, self.epoch) as generator:
+            order = torch.Generator().manual_seed(generator.initial_seed())
+            for weights, targets in self.train.batches(self.config.batch_size, order):
+                lr = self._set_lr(self.seconds + time.perf_counter() - start)
+                ready = self.pipeline({name: value.to(self.device) for name, value in weights.items()}, generator)
+                targets = targets.to(self.device)
+                answers.append((self._update(ready, targets), targets))
+                bar.update()
+        outputs, wanted = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        figures = {f"train_{name}": value for name, value in self.objective.measure(outputs, wanted).items()}
+        self.seconds += time.perf_counter() - start
+        self.cpu_seconds += time.process_time() - cpu_start
+        self.history.append({"epoch": self.epoch + 1, "step": self.step, "lr": lr, **figures})
+
+    def close_epoch(self) -> None:
+        """Score the averaged parameters on the validation split, keep the best, and write the state of the run."""
+        start, cpu_start = time.perf_counter(), time.process_time()
+        outputs, targets = predict(self.model, self.val, self.pipeline, parameters=self.average.values)
+        figures = self.objective.measure(outputs, targets)
+        score = self.objective.score(figures)
+        if self.best is None or score > self.best:
+            self.best, self.best_epoch = score, self.epoch
+            tensors = {**self.model.state_dict(), **self.average.values}
+            write_checkpoint(self.run_dir, "checkpoint", self.epoch, tensors, {**self.record, "figures": figures})
+        self.seconds += time.perf_counter() - start
+        self.cpu_seconds += time.process_time() - cpu_start
+        row = self.history[-1] | {f"val_{name}": value for name, value in figures.items()}
+        self.history[-1] = row | {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        self._save()
+        write_metrics(self.run_dir, self.history)
+
+    def restore(self) -> None:
+        """Take up the state that ``resume.*`` holds."""
+        tensors, state = read_checkpoint(self.run_dir, "resume")
+        for part, mine in self.record.items():
+            theirs = state.get(part)
+            if theirs != mine:
+                raise CheckpointError(
+                    f"'{self.run_dir}' holds a run with another {part} ({_difference(theirs, mine)}). Give another "
+                    "folder, or the options of that run to go on with it."
+                )
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        for key, value in tensors.items():
+            group, name = key.split("/", 1)
+            groups[group][name] = value
+        self.model.load_state_dict(groups["model"])
+        self.average.values = {name: value.to(self.device) for name, value in groups["average"].items()}
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in groups["optimizer"].items():
+            index, name = key.split("/")
+            slots.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        self.history, self.step, self.best_epoch = state["history"], state["step"], state["best_epoch"]
+        self.best = tuple(state["best"])
+        self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
+
+    def _save(self) -> None:
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"average/{name}": value for name, value in self.average.values.items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value for name, value in slots.items()}
+        state = {"step": self.step, "best": self.best, "best_epoch": self.best_epoch, "history": self.history}
+        seconds = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        write_checkpoint(self.run_dir, "resume", self.epoch, tensors, {**self.record, **state, **seconds})
+
+    def _update(self, weights: dict[str, Tensor], targets: Tensor) -> Tensor:
+        """One optimizer step; outputs of the batch."""
+        outputs = self.model(weights)
+        loss = self.objective.loss(outputs, targets)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"The loss is {value} in epoch {self.epoch + 1}, step {self.step + 1} of '{self.run_dir}'. Lower 'lr' "
+                f"({self.config.lr}) or look for damaged networks; the state of epoch {self.epoch} is kept."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.average.update(self.model, self.step)
+        self.step += 1
+        return outputs.detach()
+
+    def _progress(self, seconds: float) -> float:
+        """Share of the budget that is used."""
+        steps = -(-len(self.train) // self.config.batch_size) * self.config.epochs
+        limit = self.config.max_seconds
+        return max(self.step / steps, seconds / limit if limit else 0.0)
+
+    def _set_lr(self, seconds: float) -> float:
+        lr = self.config.lr * learning_rate_factor(self.step, self._progress(seconds), self.config.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.ndim >= 2]
+    others = [p for p in parameters if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, fused=True)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _difference(theirs: Any, mine: Any) -> str:
+    if not (isinstance(theirs, dict) and isinstance(mine, dict)):
+        return f"{theirs}, not {mine}"
+    keys = [k for k in mine if theirs.get(k) != mine[k]]
+    return ", ".join(f"{k}: {str(theirs.get(k))[:60]}, not {str(mine[k])[:60]}" for k in keys)

@@ -1,0 +1,48 @@
+"""Augmentations by name, so that a training configuration is data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from weightspace.errors import SpecError
+from weightspace.graphs import BlockLayout
+from weightspace.zoo.augment import Augmentation, Compose, InputTransform, Noise
+from weightspace.zoo.neuron_symmetries import Canonicalise, PermuteNeurons, PhaseShift, PhaseWrap, SignFlip
+
+__all__ = ["augmentation_names", "make_augmentation"]
+
+_AUGMENTATIONS: dict[str, Callable[[BlockLayout], Augmentation]] = {
+    "geo": InputTransform,
+    "sign": SignFlip,
+    "noise": Noise,
+    "phase": PhaseShift,
+    "permute": PermuteNeurons,
+    "wrap": PhaseWrap,
+    "canonical": Canonicalise,
+}
+
+
+def augmentation_names() -> list[str]:
+    """Names that :func:`make_augmentation` takes."""
+    return list(_AUGMENTATIONS)
+
+
+def make_augmentation(names: Sequence[str], layout: BlockLayout) -> Augmentation | None:
+    """The augmentations of these names, with their default strengths, one after another; ``None`` for no names.
+
+    Args:
+        names: ``"geo"`` (input coordinates), ``"sign"``, ``"noise"``, ``"phase"``, ``"permute"``, and the
+            deterministic ``"wrap"`` (phases into half a period) and ``"canonical"``.
+        layout: Block form of the networks.
+
+    Raises:
+        SpecError: an unknown name, or an augmentation that these networks do not allow.
+
+    Example:
+        >>> make_augmentation(["sign", "noise"], BlockLayout.mlp([2, 8, 1], activation="sin"))
+        Compose(SignFlip(0.5), Noise(0.1))
+    """
+    unknown = [name for name in names if name not in _AUGMENTATIONS]
+    if unknown:
+        raise SpecError(f"Unknown augmentation {unknown}. Choose among {augmentation_names()}.")
+    return Compose([_AUGMENTATIONS[name](layout) for name in names]) if names else None
