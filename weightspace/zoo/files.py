@@ -7,6 +7,7 @@ and process that write them, so that what a killed process left behind can be to
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -43,11 +44,13 @@ def publish(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ZooWriteError(
             f"'{path}' could not be written ({error.strerror or error}). Nothing half-written was left and everything "
             "published before is intact; make room or fix the permissions, then run the same command again."
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # after a success, and where not even the folder could be made
+            temporary.unlink()
 
 
 def published(folder: Path, suffix: str) -> list[str]:

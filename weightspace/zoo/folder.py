@@ -22,7 +22,7 @@ from torch import Tensor
 from weightspace.errors import ShapeError, SpecError, ZooFormatError
 from weightspace.zoo import files
 from weightspace.zoo.architecture import Architecture
-from weightspace.zoo.index import build_index, concatenate, encode_index, read_index, read_record
+from weightspace.zoo.index import build_index, concatenate, encode_index, read_index, read_metadata
 from weightspace.zoo.manifest import FILE_NAME, FORMAT_VERSION, Manifest
 from weightspace.zoo.shard import ShardReader, encode_shard
 
@@ -50,6 +50,7 @@ class ZooFolder:
         self.reader = ShardReader(path / "shards", {}, check=check)
         self._architectures: dict[str, Architecture] = {}
         self._indexes: dict[str, pa.Table] = {}
+        self._owners: dict[str, str] = {}  # unit of each model_id
 
     def index_path(self, unit: str) -> Path:
         """Index file of a unit."""
@@ -81,12 +82,8 @@ class ZooFolder:
 
     def table(self) -> pa.Table:
         """Rows of all published units, in the order of the unit names; each index file is read once."""
-        units = self.units()
-        for unit in units:
-            if unit not in self._indexes:
-                self._indexes[unit] = read_index(self.index_path(unit))
-                self.reader.records[unit] = read_record(self.index_path(unit))
-        return concatenate([self._indexes[unit] for unit in units])
+        self._load()
+        return concatenate([self._indexes[unit] for unit in sorted(self._indexes)])
 
     def publish(self, unit: str, parts: Sequence[Part]) -> None:
         """Write a unit: architectures, then the shard, then the index that makes it visible.
@@ -110,7 +107,23 @@ class ZooFolder:
             self._publish_architecture(architecture)
         files.publish(self.path / "shards" / f"{unit}.safetensors", shard.chunks)
         files.publish(self.index_path(unit), [encode_index(table, self.manifest.zoo_id, unit, shard.record)])
-        self._indexes.pop(unit, None)
+        if unit in self._indexes:
+            self._forget(unit)
+
+    def _load(self) -> None:
+        """Read index files that are new, forget those that are gone."""
+        units = set(self.units())
+        for unit in self._indexes.keys() - units:
+            self._forget(unit)
+        for unit in units - self._indexes.keys():
+            table = read_index(self.index_path(unit))
+            self.reader.records[unit] = read_metadata(self.index_path(unit)).shard
+            self._owners.update(dict.fromkeys(table["model_id"].to_pylist(), unit))
+            self._indexes[unit] = table
+
+    def _forget(self, unit: str) -> None:
+        for model_id in self._indexes.pop(unit)["model_id"].to_pylist():
+            self._owners.pop(model_id, None)
 
     def _publish_architecture(self, architecture: Architecture) -> None:
         path = self.path / "archs" / f"{architecture.hash}.json"
@@ -119,18 +132,19 @@ class ZooFolder:
 
     def _refuse_conflicts(self, unit: str, table: pa.Table, sha256: str) -> None:
         if self.index_path(unit).exists():
-            known = read_record(self.index_path(unit)).sha256
+            known = read_metadata(self.index_path(unit)).shard.sha256
             if known != sha256:
                 raise SpecError(
                     f"Unit '{unit}' is already published with other weights (SHA-256 {known[:12]}..., now "
                     f"{sha256[:12]}...). Use another unit name, or delete '{self.index_path(unit)}' to give the old "
                     "ones up."
                 )
-        self.table()
-        owner = {key: other for other, t in self._indexes.items() if other != unit for key in t["model_id"].to_pylist()}
+        self._load()
+        concatenate([other.slice(0, 0) for other in self._indexes.values()] + [table.slice(0, 0)])  # types agree
         for model_id, times in Counter(table["model_id"].to_pylist()).items():
-            if times > 1 or model_id in owner:
-                where = f"is already in unit '{owner[model_id]}'" if model_id in owner else f"occurs {times} times"
+            owner = self._owners.get(model_id, unit)
+            if times > 1 or owner != unit:
+                where = f"is already in unit '{owner}'" if owner != unit else f"occurs {times} times"
                 raise SpecError(
                     f"'model_id' of unit '{unit}' must be unique ('{model_id}' {where}). Number the models."
                 )

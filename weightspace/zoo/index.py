@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from weightspace.zoo.shard import EncodedShard, Location, ShardRecord
 
 __all__ = [
     "REQUIRED_COLUMNS",
+    "IndexMetadata",
     "build_index",
     "concatenate",
     "encode",
     "encode_index",
     "locate",
+    "offset_column",
     "read_index",
-    "read_record",
+    "read_metadata",
 ]
 
 _GIVEN = {  # columns of the caller; those of _NOT_NULL must have a value in every row
@@ -50,6 +53,15 @@ REQUIRED_COLUMNS = tuple(_GIVEN)
 _METADATA_KEY = b"weightspace"
 
 
+@dataclass(frozen=True)
+class IndexMetadata:
+    """Which zoo and unit an index file belongs to, and how to recognise its shard."""
+
+    zoo_id: str
+    unit: str
+    shard: ShardRecord
+
+
 def build_index(
     rows: Sequence[Mapping[str, Any]] | pa.Table,
     architecture: Architecture,
@@ -60,8 +72,8 @@ def build_index(
     """Index of the rows of one architecture: the caller's columns plus where each row lies.
 
     Raises:
-        SpecError: a required column or value is missing, a name belongs to the store, a value has another type, the
-            or the number of rows differs from the number of networks.
+        SpecError: a required column or value is missing, a name belongs to the store, a value has another type, or
+            the number of rows differs from the number of networks.
     """
     given = _given_table(rows, unit)
     count = len(shard.checksums[part])
@@ -114,27 +126,29 @@ def encode_index(table: pa.Table, zoo_id: str, unit: str, record: ShardRecord) -
     return sink.getvalue().to_pybytes()
 
 
-def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_index(path: Path) -> pa.Table:
     """Rows of one index file.
 
     Raises:
         ZooFormatError: the file is not a readable index.
     """
     try:
-        return pq.read_table(path, columns=columns, partitioning=None).replace_schema_metadata(None)
+        with pq.ParquetFile(path) as file:
+            return file.read().replace_schema_metadata(None)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
 
 
-def read_record(path: Path) -> ShardRecord:
-    """What an index file says about its shard.
+def read_metadata(path: Path) -> IndexMetadata:
+    """What an index file says about itself and its shard.
 
     Raises:
         ZooFormatError: the file is not a readable index.
     """
     try:
         metadata = json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY])
-        return ShardRecord(metadata["shard_sha256"], metadata["shard_nbytes"])
+        shard = ShardRecord(metadata["shard_sha256"], metadata["shard_nbytes"])
+        return IndexMetadata(metadata["zoo_id"], metadata["unit"], shard)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise _unreadable(path, error) from error
 
@@ -153,13 +167,17 @@ def concatenate(tables: Sequence[pa.Table]) -> pa.Table:
         return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     except pa.ArrowException as error:
         raise ZooFormatError(
-            f"Index files disagree on the type of a column ({error}). Append the unit again with one type per column."
+            f"Units disagree on the type of a column ({error}). Append the unit with the type that the others have."
         ) from error
 
 
 def _given_table(rows: Sequence[Mapping[str, Any]] | pa.Table, unit: str) -> pa.Table:
     """The caller's rows as a table with the required columns in their types."""
-    names = rows.column_names if isinstance(rows, pa.Table) else list(dict.fromkeys(key for row in rows for key in row))
+    if isinstance(rows, Sequence):
+        names = list(dict.fromkeys(key for row in rows for key in row))
+        values: Any = {name: [row.get(name) for row in rows] for name in names}
+    else:
+        names, values = rows.column_names, rows
     missing = [name for name in _GIVEN if name not in names]
     if missing:
         raise SpecError(
@@ -174,10 +192,8 @@ def _given_table(rows: Sequence[Mapping[str, Any]] | pa.Table, unit: str) -> pa.
     columns: dict[str, pa.ChunkedArray | pa.Array] = {}
     for name in names:
         try:
-            if isinstance(rows, pa.Table):
-                columns[name] = rows[name].cast(_GIVEN.get(name, rows[name].type))
-            else:
-                columns[name] = pa.array([row.get(name) for row in rows], _GIVEN.get(name))
+            column = pa.array(values[name], _GIVEN.get(name)) if isinstance(rows, Sequence) else values[name]
+            columns[name] = column.cast(_GIVEN.get(name, column.type))
         except (pa.ArrowException, TypeError, OverflowError) as error:
             raise SpecError(
                 f"Column '{name}' of unit '{unit}' must hold {_GIVEN.get(name, 'values of one type')} ({error})."

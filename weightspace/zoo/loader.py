@@ -114,13 +114,14 @@ class ZooLoader:
         order = np.arange(len(self.zoo))
         if self.shuffle:
             order = self._shuffled(np.random.default_rng(self._next_seed()))
+        codes = self._codes[order]
+        grouped = np.argsort(codes, kind="stable")
         batches = []
-        for code in range(len(self._architectures)):
-            rows = np.flatnonzero(self._codes[order] == code)
+        for rows in np.split(grouped, np.flatnonzero(np.diff(codes[grouped])) + 1):
             for start in range(0, len(rows), self.batch_size):
                 places = rows[start : start + self.batch_size]
                 if len(places) == self.batch_size or not self.drop_last:
-                    batches.append((places[-1], code, order[places]))
+                    batches.append((places[-1], int(codes[places[0]]), order[places]))
         batches.sort(key=lambda batch: batch[0])  # a batch comes when its last row has come by
         return [(code, positions) for _, code, positions in batches]
 

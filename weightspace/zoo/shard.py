@@ -156,13 +156,13 @@ class ShardReader:
             pieces = []
             for start, stop in runs:
                 first = int(rows.offsets[dtype][start])
-                shard = rows.names[rows.shards[start]]
+                shard = rows.names[int(rows.shards[start])]
                 pieces.append(self._slice(shard, dtype, first, first + (stop - start) * size))
             flat[dtype] = torch.cat(pieces).view(len(rows.shards), size)
         if self.check:
             wrong = np.flatnonzero(row_checksums(flat) != rows.checksums)
             if len(wrong):
-                self._report_altered(rows.names[rows.shards[wrong[0]]], len(wrong))
+                self._report_altered(rows.names[int(rows.shards[wrong[0]])], len(wrong))
         return flat
 
     def _slice(self, shard: str, dtype: str, start: int, stop: int) -> Tensor:
@@ -211,4 +211,4 @@ def _runs(rows: Location, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
 
 def _as_bytes(tensor: Tensor) -> memoryview:
     """The memory of a CPU tensor."""
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data

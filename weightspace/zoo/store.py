@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -206,7 +206,7 @@ class Zoo:
             if isinstance(where, pc.Expression):
                 rows = rows.filter(where)
             elif where is not None:
-                rows = _pick(rows, where)
+                rows = rows.take(pa.array(_numbers(where, rows.num_rows)))
             for name, value in equal.items():
                 several = isinstance(value, (list, tuple, set, range, np.ndarray))
                 values = pa.array(list(value) if several else [value]).cast(rows.schema.field(self._known(name)).type)
@@ -241,12 +241,14 @@ class Zoo:
             ZooFormatError: a shard is missing, truncated or altered.
         """
         architectures = self.architectures
-        if len(architectures) != 1:
+        if not architectures:
+            raise SpecError(f"There are no rows to read in {self}. Append a unit, or select less strictly.")
+        if len(architectures) > 1:
             raise SpecError(
                 f"Weights of {len(architectures)} architectures do not fit in one state dict. Use select(arch=...) "
                 "with one of their hashes, or loader(), which makes batches of one architecture."
             )
-        positions = np.arange(len(self)) if indices is None else np.asarray(indices)
+        positions = np.arange(len(self)) if indices is None else _numbers(indices, len(self))
         return self.read(architectures[0], positions)
 
     def read(self, architecture: Architecture, positions: np.ndarray) -> dict[str, Tensor]:
@@ -272,6 +274,9 @@ class Zoo:
         architecture = self._folder.architecture(row["arch"])
         weights = self.read(architecture, np.array([index]))
         return ZooItem({name: value[0] for name, value in weights.items()}, row, architecture)
+
+    def __iter__(self) -> Iterator[ZooItem]:
+        return (self[index] for index in range(len(self)))
 
     def loader(
         self,
@@ -309,9 +314,7 @@ class Zoo:
         return verify_folder(self.path, deep=deep)
 
     def __repr__(self) -> str:
-        return (
-            f"Zoo('{self.manifest.title or self.path.name}', {len(self)} rows, {len(self.architectures)} architectures)"
-        )
+        return f"Zoo('{self.manifest.title or self.path.name}', {len(self)} rows)"
 
     def _known(self, name: str) -> str:
         if name not in self.rows.column_names:
@@ -332,11 +335,11 @@ class Zoo:
         return self._locations[architecture.hash]
 
 
-def _pick(rows: pa.Table, where: Any) -> pa.Table:
-    """Rows by boolean mask or by number."""
-    chosen = np.asarray(where)
+def _numbers(chosen: Any, count: int) -> np.ndarray:
+    """Row numbers from row numbers or from a mask over ``count`` rows."""
+    chosen = np.asarray(chosen)
     if chosen.dtype != bool:
-        return rows.take(pa.array(chosen.astype(np.int64)))
-    if chosen.shape != (rows.num_rows,):
-        raise SpecError(f"A mask must have one truth value per row ({rows.num_rows}; got shape {chosen.shape}).")
-    return rows.filter(pa.array(chosen))
+        return chosen.astype(np.int64)
+    if chosen.shape != (count,):
+        raise SpecError(f"A mask must have one truth value per row ({count}; got shape {chosen.shape}).")
+    return np.flatnonzero(chosen)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from weightspace.errors import ZooFormatError
 from weightspace.zoo import files
 from weightspace.zoo.folder import ZooFolder
-from weightspace.zoo.index import locate, read_index, read_record
+from weightspace.zoo.index import locate, read_index, read_metadata
 
 __all__ = ["ZooReport", "verify_folder"]
 
@@ -70,10 +70,16 @@ def verify_folder(path: Path, *, deep: bool = False) -> ZooReport:
         report.units += 1
         try:
             table = read_index(folder.index_path(unit))
-            folder.reader.records[unit] = read_record(folder.index_path(unit))
+            metadata = read_metadata(folder.index_path(unit))
         except ZooFormatError as error:
             report.problems.append(str(error))
             continue
+        if (metadata.zoo_id, metadata.unit) != (folder.manifest.zoo_id, unit):
+            report.problems.append(
+                f"'index/{unit}.parquet' was written as unit '{metadata.unit}' of zoo {metadata.zoo_id}, not of this "
+                f"one ({folder.manifest.zoo_id}): it was copied here, or a recipe in zoo.json was edited. Undo that."
+            )
+        folder.reader.records[unit] = metadata.shard
         report.rows += table.num_rows
         seen.update(table["model_id"].to_pylist())
         report.problems += _check_unit(folder, unit, table, deep)
