@@ -79,7 +79,14 @@ def _dotted(node: ast.expr) -> str:
     return f"{_dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
+def _restored_calls(tree: ast.Module) -> set[int]:
+    """Ids of the nodes inside ``with torch.random.fork_rng(...)``: what is seeded there is put back."""
+    blocks = [w for w in ast.walk(tree) if isinstance(w, ast.With) and "fork_rng" in ast.dump(w.items[0])]
+    return {id(node) for block in blocks for node in ast.walk(block)}
+
+
 def _forbidden(tree: ast.Module) -> list[str]:
+    restored = _restored_calls(tree)
     found = [name for name in _imports(tree) if name.split(".")[0] in FORBIDDEN_MODULES]
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and node.type is None:
@@ -88,9 +95,9 @@ def _forbidden(tree: ast.Module) -> list[str]:
             found.append("NotImplementedError")
         if isinstance(node, ast.Call):
             call, keywords = _dotted(node.func), {k.arg: k.value for k in node.keywords}
-            if call in FORBIDDEN_CALLS | GLOBAL_SEEDS:
-                found.append(call)
-            if call in {"torch.load", "torch.save"}:
+            if call in FORBIDDEN_CALLS | {"torch.load", "torch.save"} or (
+                call in GLOBAL_SEEDS and id(node) not in restored
+            ):
                 found.append(call)
             if call.endswith(("np.load", "numpy.load")) and getattr(keywords.get("allow_pickle"), "value", False):
                 found.append(f"{call}(allow_pickle=True)")

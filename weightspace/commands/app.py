@@ -18,6 +18,7 @@ app = App(
     help="Learning on the weights of neural networks: trace, build zoos, train metanetworks.",
     help_epilogue=_EPILOGUE,
     version=weightspace.__version__,
+    suppress_keyboard_interrupt=False,
     # `--widths 2 32 32 1` instead of one flag per number, and no `--empty-widths`.
     default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
 )

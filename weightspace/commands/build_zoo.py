@@ -1,5 +1,6 @@
 """``weightspace zoo build``: one subcommand per recipe, its options read off the recipe's dataclass."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,8 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from weightspace.commands.console import say
-from weightspace.zoo import AbstractRecipe, build as build_recipe, known_recipes, recipe_class
+from weightspace.zoo.build import build as build_recipe
+from weightspace.zoo.recipe import AbstractRecipe, known_recipes, make_recipe
 
 __all__ = ["build"]
 
@@ -39,4 +41,5 @@ def _command(recipe: type[AbstractRecipe]) -> Callable[..., int]:
 
 
 for _name in known_recipes():
-    build.command(_command(recipe_class(_name)), name=_name, help=(recipe_class(_name).__doc__ or "").split("\n\n")[0])
+    _recipe = type(make_recipe(_name))
+    build.command(_command(_recipe), name=_name, help=inspect.cleandoc(_recipe.__doc__ or "").split("\n\n")[0])

@@ -7,7 +7,9 @@ from cyclopts import Parameter
 
 from weightspace.commands.console import say
 from weightspace.commands.load_module import example_inputs, load_module
+from weightspace.commands.report.style import save
 from weightspace.errors import SpecError
+from weightspace.graphs import draw as draw_graph
 from weightspace.graphs import trace
 from weightspace.zoo import Zoo
 
@@ -40,7 +42,6 @@ def graph(
     check = space.verify(module, *inputs, seed=seed)
     say(f"{space}\n{layout}\n{check}")
     if draw is not None:
-        from weightspace.graphs.drawing import draw_parameter_graph
-
-        say(f"Drawn to {draw_parameter_graph(layout, draw)}.")
+        save(draw_graph(traced.parameter_graph(traced.example_weights), title=target), draw)
+        say(f"Drawn to {draw}.")
     return 0 if check else 1

@@ -130,7 +130,8 @@ def embedding_map(
     for index, name in enumerate(names):
         mine = points[labels == index]
         if len(mine):
-            text = axes.text(*np.median(mine, axis=0), name, ha="center", va="center", fontsize=15, weight="bold")
+            x, y = np.median(mine, axis=0)
+            text = axes.text(x, y, name, ha="center", va="center", fontsize=15, weight="bold")
             text.set_path_effects([patheffects.withStroke(linewidth=3.5, foreground="white")])
     axes.scatter([], [], s=26, color=INK, marker="x", label=f"read wrongly ({int(wrong.sum())} of {len(labels)})")
     axes.set(xticks=[], yticks=[], title=title, xlabel="t-SNE axis 1", ylabel="t-SNE axis 2")

@@ -1,0 +1,103 @@
+"""The command line as its user meets it: words in, text and exit code out."""
+
+import subprocess
+import sys
+
+import pytest
+
+from weightspace.commands import main
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*words):
+        code = main(words)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["demo"], ["graph"], ["train"], ["evaluate"], ["zoo"], ["zoo", "build"], ["zoo", "info"], ["zoo", "verify"],
+     ["zoo", "build", "digits-inr"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_word_has_help(run, words):
+    code, out, err = run(*words, "--help")
+    assert (code, err) == (0, "")
+    assert "Usage: weightspace" in out
+
+
+def test_version(run):
+    assert run("--version") == (0, "0.1.0\n", "")
+
+
+def _is_one_sentence(err):
+    return err.endswith("\n") and err.count("\n") == 1 and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["zoo", "build", "digits-inrr", "--out", "x"], "digits-inr"),
+        (["zoo", "build", "digits-inr"], "--out"),
+        (["zoo", "build", "digits-inr", "--out", "x", "--grit", "8"], "--grid"),
+        (["zoo", "build", "digits-inr", "--out", "x", "--grid", "many"], "--grid"),
+        (["zoo", "info", "no-such-folder"], "no-such-folder"),
+        (["zoo", "verify", "no-such-folder"], "no-such-folder"),
+        (["train", "no-such-folder", "--out", "x"], "no-such-folder"),
+        (["evaluate", "no-such-run", "--zoo", "no-such-folder"], "no-such-"),
+        (["graph", "torch.nn.Linear", "--input", "1,3"], "package.module:name"),
+        (["graph", "torch.nn:Linear(3, 8)"], "--input 1,3,32,32"),
+        (["graph", "torch.nn:Linear(3, 8)", "--input", "1,4"], "Linear"),
+        (["sing"], "sing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_ends_with_one_sentence(run, words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*words)
+    assert code == 2
+    assert _is_one_sentence(err), err
+    assert said in err
+    assert not list(tmp_path.iterdir()), "nothing is written before the input is understood"
+
+
+def test_a_folder_that_is_no_zoo(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing of the kind")
+    code, _, err = run("zoo", "info", str(tmp_path))
+    assert code == 2
+    assert _is_one_sentence(err), err
+    assert "zoo.json" in err
+
+
+def test_debug_lets_the_error_through(run):
+    with pytest.raises(Exception, match="no-such-folder"):
+        run("zoo", "info", "no-such-folder", "--debug")
+
+
+def test_an_interrupt_says_how_to_resume(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("weightspace.zoo.Zoo.open", interrupted)
+    code, _, err = run("zoo", "info", "some-zoo")
+    assert code == 130
+    assert "The same command resumes: weightspace zoo info some-zoo" in err
+
+
+def test_graph_prints_checks_and_draws(run, tmp_path):
+    target = tmp_path / "net.png"
+    code, out, err = run("graph", "torch.nn:Linear(3, 8)", "--input", "1,3", "--draw", str(target))
+    assert (code, err) == (0, "")
+    assert "WeightSpace(2 tensors" in out
+    assert "Verification(passed" in out
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_console_script_is_installed():
+    script = [sys.executable, "-c", "from weightspace.commands import main; import sys; sys.exit(main())", "--version"]
+    result = subprocess.run(script, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout.strip()) == (0, "0.1.0")

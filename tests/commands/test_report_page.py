@@ -1,0 +1,48 @@
+"""The page holds everything itself and shows text as text."""
+
+import base64
+import re
+
+import pytest
+
+from weightspace.commands.report.page import Number, Page, Picture, Table, write_page
+
+
+@pytest.fixture
+def page(tmp_path):
+    picture = tmp_path / "figure.png"
+    picture.write_bytes(b"not really a png")
+    return Page(
+        title="Zoo & <models>",
+        lead="What it is.",
+        numbers=[Number("test accuracy", "93.9 %")],
+        tables=[Table("Results", ["model", "test"], [["operator", "93.9"]], note="One run.")],
+        pictures=[Picture("Curves", "What they show.", picture)],
+        commands=["weightspace demo"],
+        date="2026-01-01",
+    )
+
+
+def test_the_page_needs_nothing_else(page, tmp_path):
+    text = write_page(page, tmp_path / "new" / "index.html").read_text()
+    assert base64.b64encode(b"not really a png").decode() in text
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", text), "nothing is loaded from elsewhere"
+    assert "http" not in text
+    for shown in ("93.9 %", "What they show.", "One run.", "weightspace demo", "2026-01-01"):
+        assert shown in text
+
+
+def test_text_is_escaped(page, tmp_path):
+    text = write_page(page, tmp_path / "index.html").read_text()
+    assert "<title>Zoo &amp; &lt;models&gt;</title>" in text
+
+
+def test_light_and_dark(page, tmp_path):
+    text = write_page(page, tmp_path / "index.html").read_text()
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_a_missing_picture_is_an_error(page, tmp_path):
+    page.pictures[0].path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"figure\.png"):
+        write_page(page, tmp_path / "index.html")
