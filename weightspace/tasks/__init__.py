@@ -1,0 +1,21 @@
+"""What people do with metanetworks: whole tasks from a zoo to a folder of results."""
+
+from weightspace.tasks.classify import ClassifyResult, classify, evaluate
+from weightspace.tasks.compare import ClassifyJob, compare
+from weightspace.tasks.reading import num_classes, probe_of, readable, trace_zoo
+from weightspace.tasks.scores import Scores, score_classes, vote
+
+__all__ = [
+    "ClassifyJob",
+    "ClassifyResult",
+    "Scores",
+    "classify",
+    "compare",
+    "evaluate",
+    "num_classes",
+    "probe_of",
+    "readable",
+    "score_classes",
+    "trace_zoo",
+    "vote",
+]

@@ -1,0 +1,196 @@
+"""Tell the class of a network from its weights: train on a zoo, select on validation, score the test split once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from weightspace.errors import CheckpointError
+from weightspace.metanets import Metanet, build_metanet, metanet_to_json
+from weightspace.tasks.reading import num_classes, probe_of, readable, trace_zoo
+from weightspace.tasks.scores import Scores, score_classes
+from weightspace.training import (
+    Classification,
+    Pipeline,
+    TrainConfig,
+    batches_of,
+    fit,
+    load_checkpoint,
+    predict,
+    seeded,
+    write_json,
+)
+from weightspace.zoo import Zoo
+from weightspace.zoo.named_augmentations import make_augmentation
+
+__all__ = ["ClassifyResult", "classify", "evaluate"]
+
+NORMALISATION_SAMPLE = 8192
+
+
+@dataclass(frozen=True)
+class ClassifyResult:
+    """Outcome of :func:`classify`, the content of ``results.json``.
+
+    Args:
+        model: Name of the metanetwork.
+        parameters: Number of its trained scalars.
+        evaluates_network: Whether it runs the networks it reads, rather than reading their weights alone.
+        best_epoch: Epoch kept, chosen on the validation split.
+        epochs: Epochs trained.
+        seconds, cpu_seconds: Wall and processor time of training and validation.
+        val, test: Scores of the kept parameters.
+    """
+
+    model: str
+    parameters: int
+    evaluates_network: bool
+    best_epoch: int
+    epochs: int
+    seconds: float
+    cpu_seconds: float
+    val: Scores
+    test: Scores
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form."""
+        return {**asdict(self), "val": self.val.to_json(), "test": self.test.to_json()}
+
+
+def classify(
+    zoo: Zoo,
+    run_dir: str | Path,
+    *,
+    model: str = "operator",
+    model_config: Mapping[str, Any] | None = None,
+    config: TrainConfig | None = None,
+    salt: str = "0",
+    target: str = "label",
+    device: str = "cpu",
+    progress: bool = True,
+) -> ClassifyResult:
+    """Train a metanetwork to tell a label from weights, and score it.
+
+    Rows are split by ``split_key``, so that all networks of an item are on one side. A stopped run goes on when called
+    again with the same arguments; a finished one is only scored again.
+
+    Args:
+        zoo: Networks of one architecture, with labels.
+        run_dir: Folder for ``config.json``, ``metrics.json|csv``, ``checkpoint.*``, ``results.json``,
+            ``predictions.parquet`` and ``embedding.npz`` (both of the test split).
+        model: Name of a metanetwork; see ``build_metanet``.
+        model_config: Its options.
+        config: How to train it.
+        salt: Decides the split.
+        target: Column of the labels 0, 1, ....
+        device: Where the metanetwork runs.
+        progress: Show a progress bar.
+
+    Raises:
+        SpecError: the zoo cannot be read this way, or an unknown name or option.
+        CheckpointError: ``run_dir`` holds another run.
+    """
+    run_dir, config, options = Path(run_dir), config or TrainConfig(), dict(model_config or {})
+    zoo = readable(zoo)
+    layout, classes = trace_zoo(zoo).layout(), num_classes(zoo, target)
+    train, val = (batches_of(zoo.split(name, salt), target) for name in ("train", "val"))
+    probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
+    with seeded(torch.device("cpu"), config.seed, "initialisation"):
+        metanet = build_metanet(model, layout, classes, options, probe=probe)
+    metanet.fit_normalisation(train.sample(NORMALISATION_SAMPLE))
+    metanet.to(device)
+    pipeline = Pipeline(make_augmentation(config.augment, layout), make_augmentation(config.prepare, layout))
+    fitted = fit(
+        metanet,
+        train,
+        val,
+        config,
+        run_dir,
+        objective=Classification(config.label_smoothing),
+        record=metanet_to_json(metanet),
+        pipeline=pipeline,
+        progress=progress,
+    )
+    description = {
+        "task": "classify",
+        "model": model,
+        "model_config": asdict(metanet.config),
+        "train": config.to_json(),
+        "salt": salt,
+        "target": target,
+        "zoo": {"title": zoo.manifest.title, "recipe": dict(zoo.manifest.recipe), "rows": len(zoo)},
+    }
+    write_json(run_dir / "config.json", description)
+    result = ClassifyResult(
+        model=model,
+        parameters=sum(p.numel() for p in metanet.parameters()),
+        evaluates_network=bool(options.get("probes")),
+        best_epoch=fitted.best_epoch,
+        epochs=len(fitted.epochs),
+        seconds=fitted.seconds,
+        cpu_seconds=fitted.cpu_seconds,
+        val=_score(metanet, zoo.split("val", salt), target, pipeline),
+        test=_score(metanet, zoo.split("test", salt), target, pipeline, run_dir),
+    )
+    write_json(run_dir / "results.json", result.to_json())
+    return result
+
+
+def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str = "cpu") -> Scores:
+    """Score the metanetwork of a finished run on a split of a zoo of the same architecture.
+
+    Args:
+        run_dir: Folder that :func:`classify` wrote.
+        zoo: The zoo it was trained on or another one of that architecture.
+        split: ``"train"``, ``"val"`` or ``"test"`` by the split of the run, or ``"all"`` rows.
+        device: Where the metanetwork runs.
+
+    Raises:
+        CheckpointError: the folder is not such a run, or reads networks of another architecture.
+    """
+    run_dir = Path(run_dir)
+    try:
+        description = json.loads((run_dir / "config.json").read_bytes())
+        salt, target, options = description["salt"], description["target"], description["model_config"]
+        prepare = description["train"]["prepare"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"'{run_dir}' is not the folder of a finished run ('config.json' is missing or damaged: "
+            f"{type(error).__name__}). Give the folder that training wrote, after it has ended."
+        ) from error
+    zoo = readable(zoo)
+    layout = trace_zoo(zoo).layout()
+    probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
+    metanet = load_checkpoint(run_dir, layout=layout, probe=probe).to(device)
+    rows = zoo if split == "all" else zoo.split(split, salt)
+    return _score(metanet, rows, target, Pipeline(prepare=make_augmentation(prepare, layout)))
+
+
+def _score(metanet: Metanet, zoo: Zoo, target: str, pipeline: Pipeline, run_dir: Path | None = None) -> Scores:
+    """Scores of the rows; with a folder, predictions and embedding are written there."""
+    data = batches_of(zoo, target)
+    logits, labels = predict(metanet, data, pipeline)
+    log_probabilities = logits.log_softmax(dim=1)
+    keys = zoo.column("split_key")
+    if run_dir is not None:
+        columns = {name: zoo.rows[name] for name in ("model_id", "split_key")}
+        columns |= {"label": pa.array(labels.numpy()), "predicted": pa.array(logits.argmax(dim=1).numpy())}
+        columns |= {f"log_p_{c}": pa.array(log_probabilities[:, c].numpy()) for c in range(logits.shape[1])}
+        pq.write_table(pa.table(columns), run_dir / "predictions.parquet")
+        embedding, _ = predict(metanet, data, pipeline, method="embed")
+        np.savez(
+            run_dir / "embedding.npz",
+            embedding=embedding.numpy(),
+            label=labels.numpy(),
+            model_id=zoo.column("model_id").astype(str),
+            split_key=keys.astype(str),
+        )
+    return score_classes(log_probabilities, labels, keys)
