@@ -3,12 +3,13 @@
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
 from weightspace.graphs.drawing import draw
 from weightspace.graphs.networkx import layout_to_networkx, to_networkx
+from weightspace.graphs.neuron_permutation import NeuronPermutation
 from weightspace.graphs.parameter_graph import ParameterGraph
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.propagation import register_rule
 from weightspace.graphs.trace import Trace, trace
 from weightspace.graphs.verification import Verification, verify_symmetry
-from weightspace.graphs.weight_space import Block, NeuronGroup, NeuronPermutation, WeightSpace
+from weightspace.graphs.weight_space import Block, NeuronGroup, WeightSpace
 
 __all__ = [
     "Block",

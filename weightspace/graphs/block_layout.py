@@ -218,8 +218,8 @@ class BlockLayout:
         for m, (d_in, d_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
             name, last = f"{prefix}.{m}", m == len(widths) - 2
             source = layers[-1].name if m == 0 else f"{prefix}.{m - 1}"
-            kind = {"kind": "output"} if last else {"kind": "hidden", "activation": activation, "gain": gain}
-            layers += [NodeLayer(name, d_out, **kind), NodeLayer(f"{name}.bias", 1, "bias")]
+            layer = NodeLayer(name, d_out, "output") if last else NodeLayer(name, d_out, "hidden", activation, gain)
+            layers += [layer, NodeLayer(f"{name}.bias", 1, "bias")]
             weight = ParameterView(f"{name}.weight", (d_out, d_in)).reshape(1, d_out, d_in, 1)
             bias = ParameterView(f"{name}.bias", (d_out,)).reshape(1, d_out, 1, 1)
             blocks += [

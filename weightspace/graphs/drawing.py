@@ -54,7 +54,7 @@ def draw(graph: ParameterGraph, *, max_edges: int = 5000, title: str | None = No
 
 
 def _depths(layout: BlockLayout) -> dict[str, int]:
-    """Column of every layer: its longest path from an input; bias and norm nodes stand one column before their target."""
+    """Column of every layer: its longest path from an input; bias and norm nodes stand one before their target."""
     flow = nx.DiGraph()
     flow.add_nodes_from(layer.name for layer in layout.layers)
     kinds = {layer.name: layer.kind for layer in layout.layers}
@@ -88,7 +88,7 @@ def _draw_neurons(axes: Axes, graph: ParameterGraph, depth: dict[str, int]) -> N
         place[start : start + layer.size] = np.stack(
             [np.full(layer.size, depth[layer.name] + (0.35 if aside else 0.0)), -rows if not aside else rows], 1
         )
-    source, target = graph.edge_index.numpy()
+    source, target = graph.edges().numpy()
     value = graph.edge_value.detach().float().numpy()
     # One scale per block, so that a layer of small weights stays visible.
     block = graph.edge_block.numpy()

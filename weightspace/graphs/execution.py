@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ class ProgramRunner:
         flat = run.run(*args)
         specs = self._program.graph_signature.output_specs
         seen = [v for v, s in zip(flat, specs, strict=True) if s.kind is OutputKind.USER_OUTPUT]
-        return pytree.tree_unflatten(seen, self._program.call_spec.out_spec), run.captured
+        return pytree.tree_unflatten(seen, cast(pytree.TreeSpec, self._program.call_spec.out_spec)), run.captured
 
 
 def is_assertion(node: Node) -> bool:

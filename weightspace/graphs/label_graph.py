@@ -42,8 +42,8 @@ class LabelGraph:
 class SolvedGroup:
     """One symmetric group, in as many independent copies as its ancestors have positions.
 
-    ``kind`` is ``"symmetric"``, or ``"generic"`` for the automorphisms of a piece of the graph that is no nested product
-    of symmetric groups; then ``nodes`` lists the piece and ``size`` its length.
+    ``kind`` is ``"symmetric"``, or ``"generic"`` for the automorphisms of a piece of the graph that is no nested
+    product of symmetric groups; then ``nodes`` lists the piece and ``size`` its length.
     """
 
     size: int

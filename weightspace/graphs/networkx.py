@@ -13,8 +13,8 @@ __all__ = ["layout_to_networkx", "to_networkx"]
 def to_networkx(graph: ParameterGraph) -> nx.MultiDiGraph:
     """One node per neuron, one edge per scalar.
 
-    Node attributes: ``layer``, ``index``, ``kind``, ``activation``. Edge attributes: ``value``, ``parameter``, ``entry``
-    (flat index into the parameter), ``role``, ``offset``.
+    Node attributes: ``layer``, ``index``, ``kind``, ``activation``. Edge attributes: ``value``, ``parameter``,
+    ``entry`` (flat index into the parameter), ``role``, ``offset``.
     """
     layout: BlockLayout = graph.layout
     result = nx.MultiDiGraph()
@@ -27,7 +27,7 @@ def to_networkx(graph: ParameterGraph) -> nx.MultiDiGraph:
                 kind=layer.kind,
                 activation=layer.activation,
             )
-    edges = iter(zip(*graph.edge_index.tolist(), graph.edge_value.tolist(), graph.edge_position.tolist(), strict=True))
+    edges = iter(zip(*graph.edges().tolist(), graph.edge_value.tolist(), graph.edge_position.tolist(), strict=True))
     for block in layout.blocks:
         entries = block.view.entries().reshape(-1).tolist() if block.view else [None] * block.numel
         parameter = block.view.parameter if block.view else None

@@ -149,7 +149,8 @@ class LayoutRecorder:
             self.cannot(f"'{view.parameter}' touches some neurons more often than others")
             return
         order, nodes, count = picked
-        flat = flat.take(1, order).reshape(1, len(nodes), count, 1).permute(0, 1, 3, 2)
+        if count > 1:
+            flat = flat.take(1, order).reshape(1, len(nodes), count, 1).permute(0, 1, 3, 2)
         offsets = tuple((k,) for k in range(count)) if count > 1 else ((),)
         self.add_block(role, flat, np.broadcast_to(node, (1, 1)), nodes[None], offsets)
 

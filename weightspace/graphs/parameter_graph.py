@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -76,6 +77,10 @@ class ParameterGraph(Data):
         graph.layout = layout
         return graph
 
+    def edges(self) -> Tensor:
+        """``edge_index`` of a graph that has one; int64, shape ``(2, E)``."""
+        return cast(Tensor, self.edge_index)
+
     def to_state_dict(self, values: Tensor | None = None) -> dict[str, Tensor]:
         """Exact inverse: edge values back to named tensors.
 
@@ -83,7 +88,7 @@ class ParameterGraph(Data):
             values: Other values for the edges, of shape ``(E,)`` or ``(E, C)``; the graph's own by default. With
                 channels every tensor of the result has a trailing axis ``C``.
         """
-        values = self.edge_value if values is None else values
+        values = cast(Tensor, self.edge_value) if values is None else values
         if len(values) != self.num_edges:
             raise ShapeError(f"'values' must have one row per edge, {self.num_edges} (got {len(values)}).")
         layout: BlockLayout = self.layout

@@ -65,6 +65,8 @@ class ParameterView:
         """The same view in another shape of equal size."""
         if math.prod(shape) != self.numel:
             raise SpecError(f"A view of '{self.parameter}' of shape {self.shape} cannot be reshaped to {shape}.")
+        if self.steps and self.steps[-1][0] == "reshape":
+            return ParameterView(self.parameter, self.parameter_shape, self.steps[:-1]).reshape(*shape)
         return self if shape == self.shape else self._with(("reshape", tuple(shape)))
 
     def permute(self, *dims: int) -> ParameterView:

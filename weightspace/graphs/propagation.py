@@ -6,11 +6,12 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from weightspace.errors import UnsupportedModuleError
 from weightspace.graphs.labels import IntArray, Labels
@@ -22,22 +23,23 @@ __all__ = ["ParameterLabels", "Propagation", "register_rule"]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-Rule = Callable[..., Value | tuple[Value, ...]]
+Rule = Callable[..., Any]  # returns a Value, or a tuple of them where the operator does
+_R = TypeVar("_R", bound=Rule)
 _RULES: dict[Any, Rule] = {}
 
 
-def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
+def register_rule(*targets: Any) -> Callable[[_R], _R]:
     """Decorator: use this function to push labels through these operators.
 
-    The function is called as ``rule(propagation, node, *args, **kwargs)`` with the arguments of the traced call, tensors
-    replaced by :class:`Value`; it returns the :class:`Value` of the result (a tuple where the operator does).
+    The function is called as ``rule(propagation, node, *args, **kwargs)`` with the arguments of the traced call,
+    tensors replaced by :class:`Value`; it returns the :class:`Value` of the result (a tuple where the operator does).
     A rule must be *sound*: whatever permutes labels consistently with the rule must commute with the operator.
 
     Args:
         targets: Operators, such as ``torch.ops.aten.linear.default``.
     """
 
-    def add(rule: Rule) -> Rule:
+    def add(rule: _R) -> _R:
         _RULES.update(dict.fromkeys(targets, rule))
         return rule
 
@@ -105,8 +107,8 @@ class Propagation:
 
     def run(self, node: Node) -> None:
         """Push labels through one call."""
-        args = torch.fx.node.map_arg(node.args, lambda n: self.values[n])
-        kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: self.values[n])
+        args: Any = map_arg(node.args, lambda n: self.values[n])
+        kwargs: Any = map_arg(node.kwargs, lambda n: self.values[n])
         if node.target is operator.getitem:
             self.values[node] = args[0][args[1]]
             return

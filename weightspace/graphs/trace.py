@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 import weightspace.graphs.rules  # noqa: F401  (registers the rules)
 from weightspace.errors import ShapeError, UnsupportedModuleError
@@ -58,7 +59,7 @@ class Trace:
     def _add_placeholder(self, node: Any, spec: Any, tensors: dict[str, Tensor], aliases: dict[str, str]) -> None:
         value = node.meta.get("val")
         shape = tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
-        name = spec.target
+        name = str(spec.target)
         is_weight = spec.kind is InputKind.PARAMETER or (
             spec.kind is InputKind.BUFFER and spec.persistent and tensors[name].is_floating_point()
         )
@@ -114,7 +115,8 @@ class Trace:
         unknown = [n for n in weights if n not in self.example_weights and n not in self._aliases]
         if unknown:
             raise ShapeError(
-                f"The state dict has {unknown}, which the traced module does not (it has {list(self.example_weights)}). "
+                f"The state dict has {unknown}, which the traced module does not "
+                f"(it has {list(self.example_weights)}). "
                 "Pass the weights of a network of the traced architecture."
             )
         full = {**self.example_weights, **weights}
@@ -175,7 +177,7 @@ def trace(module: nn.Module, *example_inputs: Any) -> Trace:
     finally:
         for m, mode in modes.items():
             m.training = mode
-    return Trace(program, module, torch.utils._pytree.tree_leaves(example_inputs))
+    return Trace(program, module, pytree.tree_leaves(example_inputs))
 
 
 def _tied(module: nn.Module) -> dict[str, str]:

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs.axis_blocks import axis_parts
+from weightspace.graphs.compaction import colour_by_axes, compact
 from weightspace.graphs.label_graph import LabelGraph, Solution, log_order, random_source, solve
 from weightspace.graphs.labels import IntArray
+from weightspace.graphs.neuron_permutation import NeuronPermutation
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.propagation import ParameterLabels, Propagation
 from weightspace.graphs.values import Component
 from weightspace.graphs.verification import Verification, verify_symmetry
 
-__all__ = ["Block", "NeuronGroup", "NeuronPermutation", "WeightSpace"]
+__all__ = ["Block", "NeuronGroup", "WeightSpace"]
 
 
 @dataclass(frozen=True)
@@ -52,26 +54,6 @@ class Block:
     name: str
     view: ParameterView
     axes: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class NeuronPermutation:
-    """A group element, as a gather over labels: ``new[l] = old[source[l]]``."""
-
-    source: IntArray
-
-    def compose(self, other: NeuronPermutation) -> NeuronPermutation:
-        """First ``other``, then this one."""
-        return NeuronPermutation(other.source[self.source])
-
-    def inverse(self) -> NeuronPermutation:
-        """The element that undoes this one."""
-        return NeuronPermutation(np.argsort(self.source))
-
-    @property
-    def moved(self) -> int:
-        """Labels that change place; 0 for the identity."""
-        return int((self.source != np.arange(len(self.source))).sum())
 
 
 class WeightSpace:
@@ -116,48 +98,7 @@ class WeightSpace:
     @classmethod
     def from_propagation(cls, propagation: Propagation) -> WeightSpace:
         """Read the weight space off a finished propagation."""
-        labels = propagation.labels
-        parameters = list(propagation.parameters.values())
-        used = [labels.find(c.labels).reshape(-1) for p in parameters for c in p.components]
-        relations = [(labels.find(r.left), labels.find(r.right)) for r in labels.relations]
-        pending = np.unique(np.concatenate([*used, *(x for r in relations for x in r), np.zeros(0, np.int64)]))
-        roots = pending
-        while len(pending):
-            factors = [f for n in pending.tolist() if n in labels.factors for f in labels.factors[n]]
-            found = np.unique(labels.find(np.array(factors, np.int64)))
-            pending = np.setdiff1d(found, roots)
-            roots = np.union1d(roots, found)
-        where = {int(r): k for k, r in enumerate(roots)}
-        factor_rows = np.full((len(roots), 2), -1, np.int64)
-        for k, r in enumerate(roots.tolist()):
-            if r in labels.factors:
-                factor_rows[k] = [where[int(x)] for x in labels.find(np.array(labels.factors[r]))]
-
-        def compact(array: IntArray) -> IntArray:
-            return np.searchsorted(roots, labels.find(array))
-
-        edges = [
-            np.stack([compact(left), compact(right), np.full(len(left), colour)], 1)
-            for colour, (left, right) in enumerate(relations)
-        ]
-        placed = [
-            ParameterLabels(
-                p.name,
-                p.shape,
-                p.view_shape,
-                tuple(Component(c.dims, compact(c.labels)) for c in p.components),
-                p.is_buffer,
-            )
-            for p in parameters
-        ]
-        marks = [compact(m[np.isin(labels.find(m), roots)]) for m in labels.marks]
-        fixed = labels.is_fixed(roots)
-        graph = LabelGraph(
-            _colours(len(roots), placed, marks, fixed),
-            np.unique(np.concatenate([*edges, np.zeros((0, 3), np.int64)]), axis=0),
-            factor_rows,
-        )
-        return cls(placed, graph)
+        return cls(*compact(propagation))
 
     @classmethod
     def from_axes(
@@ -211,7 +152,7 @@ class WeightSpace:
         for g in fixed:
             held[starts[g] : starts[g] + sizes[g]] = True
         graph = LabelGraph(
-            _colours(total, placed, [], held), np.zeros((0, 3), np.int64), np.full((total, 2), -1, np.int64)
+            colour_by_axes(total, placed, [], held), np.zeros((0, 3), np.int64), np.full((total, 2), -1, np.int64)
         )
         return cls(placed, graph)
 
@@ -245,7 +186,7 @@ class WeightSpace:
                         f"'{p.name}' must have shape {p.shape} behind {batch_dims} batch axes (got "
                         f"{tuple(tensor.shape)}). Was it saved from another architecture?"
                     )
-                moved[p.name] = _act(tensor, p, g.source, batch_dims)
+                moved[p.name] = g.act(tensor, p, batch_dims)
         return moved
 
     def split(self, weights: Mapping[str, Tensor], batch_dims: int = 0) -> dict[str, Tensor]:
@@ -401,49 +342,8 @@ class WeightSpace:
             shown = " ".join(axes[:6]) + (f" ... ({len(axes)} axes)" if len(axes) > 6 else "")
             rows.append((g.name + (f" in {g.parent}" if g.parent else ""), g.kind, str(g.size), shown))
         widths = [max((len(r[k]) for r in rows), default=0) for k in range(3)]
-        return "\n".join(
-            [head, *("  " + "  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[3]]) for r in rows)]
-        )
-
-
-def _colours(size: int, parameters: Sequence[ParameterLabels], marks: Sequence[IntArray], fixed: Any) -> IntArray:
-    """Colour of every label: the axes it stands on and its marks; held labels get a colour of their own."""
-    memberships: list[list[int]] = [[] for _ in range(size)]
-    sets = [c.labels for p in parameters for c in p.components] + list(marks)
-    for k, labels in enumerate(sets):
-        for node in np.unique(labels).tolist():
-            memberships[node].append(k)
-    ids: dict[tuple[int, ...], int] = {}
-    free = [-1 if fixed[n] else ids.setdefault(tuple(memberships[n]), len(ids)) for n in range(size)]
-    return np.array([c if c >= 0 else len(ids) + n for n, c in enumerate(free)], np.int64)
-
-
-def _act(tensor: Tensor, p: ParameterLabels, source: IntArray, batch_dims: int) -> Tensor:
-    covered = [d for c in p.components for d in c.dims]
-    if len(covered) == len(set(covered)) == len(p.components):
-        for c in p.components:
-            index = _positions(c.labels, source[c.labels])
-            if not np.array_equal(index, np.arange(len(index))):
-                tensor = tensor.index_select(batch_dims + c.dims[0], torch.from_numpy(index).to(tensor.device))
-        return tensor.clone() if not p.components else tensor
-    coordinates: list[IntArray] = [
-        np.arange(n).reshape([n if k == d else 1 for k in range(len(p.view_shape))]) for d, n in enumerate(p.view_shape)
-    ]
-    for c in p.components:
-        flat = _positions(c.labels.reshape(-1), source[c.labels].reshape(-1))
-        spread = [p.view_shape[d] if d in c.dims else 1 for d in range(len(p.view_shape))]
-        for d, moved in zip(c.dims, np.unravel_index(flat, c.labels.shape), strict=True):
-            coordinates[d] = moved.reshape(spread)
-    index = np.ravel_multi_index(np.broadcast_arrays(*coordinates), p.view_shape).reshape(-1)
-    batch = tensor.shape[:batch_dims]
-    flat_tensor = tensor.reshape(*batch, -1).index_select(-1, torch.from_numpy(index).to(tensor.device))
-    return flat_tensor.reshape(*batch, *p.shape)
-
-
-def _positions(labels: IntArray, wanted: IntArray) -> IntArray:
-    """Position in ``labels`` of each wanted label."""
-    order = np.argsort(labels, kind="stable")
-    return order[np.searchsorted(labels, wanted, sorter=order)]
+        lines = ["  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[3]]) for r in rows]
+        return "\n  ".join([head, *lines])
 
 
 def _runs(array: IntArray) -> list[list[int]]:
