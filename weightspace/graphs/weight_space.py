@@ -75,8 +75,11 @@ class WeightSpace:
           h  permutable  8  a[1] b[0]
     """
 
-    def __init__(self, parameters: Sequence[ParameterLabels], graph: LabelGraph) -> None:
+    def __init__(
+        self, parameters: Sequence[ParameterLabels], graph: LabelGraph, names: Mapping[int, str] | None = None
+    ) -> None:
         self.parameters = tuple(parameters)
+        self._given = dict(names or {})
         self._graph = graph
         self._solution: Solution = solve(graph)
         self._names = self._name_groups()
@@ -154,7 +157,7 @@ class WeightSpace:
         graph = LabelGraph(
             colour_by_axes(total, placed, [], held), np.zeros((0, 3), np.int64), np.full((total, 2), -1, np.int64)
         )
-        return cls(placed, graph)
+        return cls(placed, graph, {start: group for group, start in starts.items()})
 
     # -- group action --------------------------------------------------------------------------------------------
 
@@ -247,7 +250,7 @@ class WeightSpace:
                 for depth, (group, _) in enumerate(self._solution.coordinates[node]):
                     if group in names:
                         continue
-                    base = p.name.rsplit(".", 1)[0] if "." in p.name else p.name
+                    base = self._given.get(node) or (p.name.rsplit(".", 1)[0] if "." in p.name else p.name)
                     base += ".outer" if depth + 1 < len(self._solution.coordinates[node]) else ""
                     name, k = base, 1
                     while name in taken:
@@ -291,6 +294,7 @@ class WeightSpace:
             "colours": _runs(self._graph.colours),
             "edges": [_runs(column) for column in self._graph.edges.T],
             "factors": [_runs(column) for column in self._graph.factors.T],
+            "names": [[node, name] for node, name in self._given.items()],
         }
 
     @classmethod
@@ -307,7 +311,7 @@ class WeightSpace:
             for p in data["parameters"]
         ]
         edges, factors = (np.stack([_unruns(c) for c in data[k]], 1) for k in ("edges", "factors"))
-        return cls(parameters, LabelGraph(_unruns(data["colours"]), edges, factors))
+        return cls(parameters, LabelGraph(_unruns(data["colours"]), edges, factors), dict(data["names"]))
 
     @cached_property
     def fingerprint(self) -> str:
