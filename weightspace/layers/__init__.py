@@ -2,18 +2,21 @@
 
 from weightspace.layers.block_roles import BlockRoles
 from weightspace.layers.edge_functions import EdgeFunctions
+from weightspace.layers.edge_states import EdgeEmbedding, EdgeUpdate
+from weightspace.layers.message_layer import MessageLayer
 from weightspace.layers.node_embedding import NodeEmbedding
-from weightspace.layers.operator_layer import OperatorLayer
 from weightspace.layers.probes import Probe, ProbeFeatures
 from weightspace.layers.readout import InvariantReadout
 from weightspace.layers.standardise import Standardise
 
 __all__ = [
     "BlockRoles",
+    "EdgeEmbedding",
     "EdgeFunctions",
+    "EdgeUpdate",
     "InvariantReadout",
     "NodeEmbedding",
-    "OperatorLayer",
+    "MessageLayer",
     "Probe",
     "ProbeFeatures",
     "Standardise",

@@ -2,12 +2,15 @@
 
 from weightspace.metanets.baselines import FlatMLP, FlatMLPConfig, StatNN, StatNNConfig
 from weightspace.metanets.build import build_metanet, metanet_from_json, metanet_names, metanet_to_json
+from weightspace.metanets.gmn import GraphMetanetwork, GraphMetanetworkConfig
 from weightspace.metanets.metanet import Metanet
 from weightspace.metanets.operator_net import OperatorNet, OperatorNetConfig
 
 __all__ = [
     "FlatMLP",
     "FlatMLPConfig",
+    "GraphMetanetwork",
+    "GraphMetanetworkConfig",
     "Metanet",
     "OperatorNet",
     "OperatorNetConfig",

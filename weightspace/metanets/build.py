@@ -10,6 +10,7 @@ from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.probes import Probe
 from weightspace.metanets.baselines import FlatMLP, FlatMLPConfig, StatNN, StatNNConfig
+from weightspace.metanets.gmn import GraphMetanetwork, GraphMetanetworkConfig
 from weightspace.metanets.metanet import Metanet
 from weightspace.metanets.operator_net import OperatorNet, OperatorNetConfig
 
@@ -17,6 +18,7 @@ __all__ = ["build_metanet", "metanet_from_json", "metanet_names", "metanet_to_js
 
 _METANETS: dict[str, tuple[type[Any], type[Any]]] = {
     "operator": (OperatorNet, OperatorNetConfig),
+    "gmn": (GraphMetanetwork, GraphMetanetworkConfig),
     "mlp": (FlatMLP, FlatMLPConfig),
     "statnn": (StatNN, StatNNConfig),
 }

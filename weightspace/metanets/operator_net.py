@@ -11,8 +11,8 @@ from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.block_roles import BlockRoles
 from weightspace.layers.edge_functions import EdgeFunctions
+from weightspace.layers.message_layer import Executor, MessageLayer
 from weightspace.layers.node_embedding import NodeEmbedding
-from weightspace.layers.operator_layer import Executor, OperatorLayer
 from weightspace.layers.probes import Probe, ProbeFeatures
 from weightspace.layers.readout import InvariantReadout, head
 from weightspace.metanets.metanet import Metanet
@@ -65,7 +65,7 @@ class OperatorNet(Metanet):
     """Metanetwork without edge states: weights, through learned scalar functions, are the operators between neurons.
 
     Hidden neurons start from the parameters that join them to fixed nodes (:class:`~weightspace.layers.NodeEmbedding`),
-    exchange messages through functions of the weights between them (:class:`~weightspace.layers.OperatorLayer`), and
+    exchange messages through functions of the weights between them (:class:`~weightspace.layers.MessageLayer`), and
     are pooled by mean and maximum per layer; parameters between fixed nodes join there. Ours; the nearest published
     relative are the edge-modulated messages of Neural Graphs (Kofinas et al. 2024).
 
@@ -114,6 +114,7 @@ class OperatorNet(Metanet):
         self.embedding = NodeEmbedding(
             layout, roles, config.width, frequencies=config.frequencies, frequency_scale=config.frequency_scale
         )
+        carriers = sorted((*roles.operators, *roles.links))
         sets, units = 2 * config.layers, config.function_units
         self.functions = nn.ModuleDict(
             {
@@ -122,7 +123,8 @@ class OperatorNet(Metanet):
             }
         )
         self.layers = nn.ModuleList(
-            OperatorLayer(layout, width=config.width, dropout=config.dropout) for _ in range(config.layers)
+            MessageLayer(layout, written=roles.hidden, carriers=carriers, width=config.width, dropout=config.dropout)
+            for _ in range(config.layers)
         )
         self.probes = ProbeFeatures(layout, probe, config.probes, config.width) if probe and config.probes else None
         constants = sum(layout.blocks[i].numel for i in roles.constants)
