@@ -52,11 +52,11 @@ class AdamSchedule:
         self,
         members: int,
         dtype: torch.dtype = torch.float32,
-    ) -> Tensor:  # shape: (steps, 5, B, 1)
+    ) -> Tensor:  # shape: (steps, 6, B, 1)
         """What :func:`adam_update` needs at every step, worked out in float64.
 
         Rows of the second axis: step size ``lr_t / (1 - beta1^t)``, ``1 / sqrt(1 - beta2^t)``, ``1 - beta1``,
-        ``beta2`` and weight decay.
+        ``beta2``, ``1 - beta2`` (its own row: from beta2 in float32 it would be wrong by 1e-5) and weight decay.
         """
         beta1, beta2, lr, decay = (
             torch.as_tensor(value, dtype=torch.float64).expand(members)
@@ -69,6 +69,7 @@ class AdamSchedule:
             (1 - beta2**t).rsqrt(),
             (1 - beta1).expand(self.steps, -1),
             beta2.expand(self.steps, -1),
+            (1 - beta2).expand(self.steps, -1),
             decay.expand(self.steps, -1),
         ]
         return torch.stack(rows, 1).unsqueeze(-1).to(dtype)
@@ -106,14 +107,14 @@ def adam_update(
     theta: Tensor,  # shape: (B, P)
     moments: tuple[Tensor, Tensor],  # both of shape: (B, P)
     grad: Tensor,  # shape: (B, P)
-    columns: Tensor,  # shape: (5, B, 1), one step of AdamSchedule.table
+    columns: Tensor,  # shape: (6, B, 1), one step of AdamSchedule.table
     eps: float,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One Adam step of every member; pure."""
-    step_size, root, rest1, beta2, decay = columns.unbind(0)
+    step_size, root, rest1, beta2, rest2, decay = columns.unbind(0)
     grad = grad + decay * theta
     first = torch.lerp(moments[0], grad, rest1)
-    second = moments[1] * beta2 + grad * grad * (1 - beta2)
+    second = moments[1] * beta2 + grad * grad * rest2
     return theta - step_size * first / (second.sqrt() * root + eps), (first, second)
 
 

@@ -90,7 +90,7 @@ class AbstractRecipe(ABC):
     def describe(self) -> dict[str, Any]:
         """Name, options and data hash as JSON values; two zoos with the same description hold the same rows."""
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return json.loads(json.dumps({"name": self.name, "options": options, "data_sha256": self.data_sha256}))
+        return json.loads(json.dumps({"name": self.name, "data_sha256": self.data_sha256, **options}))
 
     @cached_property
     def fingerprint(self) -> str:

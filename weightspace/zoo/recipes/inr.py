@@ -114,9 +114,7 @@ class DigitsInr(AbstractRecipe):
 
     def describe(self) -> dict[str, Any]:
         """As in the base class; the source goes by its name, since a path says nothing on another machine."""
-        described = super().describe()
-        described["options"]["source"] = self.images.name
-        return described
+        return {**super().describe(), "source": self.images.name}
 
     def forward_recipe(self) -> dict[str, Any]:
         """How to turn weights into a picture: ``pixel_coordinates(grid)`` through :class:`Siren`."""
