@@ -37,8 +37,8 @@ def draw(graph: ParameterGraph, *, max_edges: int = 5000, title: str | None = No
     depth = _depths(layout)
     columns = max(depth.values(), default=0) + 1
     small = graph.num_edges <= max_edges
-    height = 6.0 if small else 2 + 0.6 * max(list(depth.values()).count(d) for d in range(columns))
-    figure = Figure(figsize=(max(6.0, 2.2 * columns), min(height, 14.0)), layout="constrained")
+    height = 6.0 if small else 3 + 0.6 * max(list(depth.values()).count(d) for d in range(columns))
+    figure = Figure(figsize=(max(6.0, (2.2 if small else 1.4) * columns), min(height, 14.0)), layout="constrained")
     axes = figure.add_subplot()
     (_draw_neurons if small else _draw_layers)(axes, graph, depth)
     axes.set_axis_off()
@@ -46,6 +46,7 @@ def draw(graph: ParameterGraph, *, max_edges: int = 5000, title: str | None = No
     handles = [
         axes.scatter([], [], s=40, color=_COLOURS[kind], label=kind)
         for kind in dict.fromkeys(layer.kind for layer in layout.layers)
+        if small or kind not in ("bias", "norm")
     ]
     if small:
         handles += [axes.plot([], [], color=c, label=s)[0] for c, s in ((_POSITIVE, "w > 0"), (_NEGATIVE, "w < 0"))]
@@ -128,7 +129,10 @@ def _draw_layers(axes: Axes, graph: ParameterGraph, depth: dict[str, int]) -> No
     for source, target, data in flow.edges(data=True):
         if source in place and target in place:
             style = {"color": "#999999" if data["role"] in ("residual", "link") else "#333333", "arrowstyle": "->"}
-            axes.annotate("", place[target], place[source], arrowprops={**style, "shrinkA": 16, "shrinkB": 16})
+            # Links that pass over other columns are bent around what stands between.
+            bend = -0.35 if place[target][0] - place[source][0] > 1 and place[target][1] == place[source][1] else 0.0
+            style |= {"shrinkA": 16, "shrinkB": 16, "connectionstyle": f"arc3,rad={bend}"}
+            axes.annotate("", place[target], place[source], arrowprops=style)
     for layer in shown:
         box = {"boxstyle": "round", "fc": "white", "ec": _COLOURS[layer.kind], "lw": 1.5}
         axes.annotate(f"{layer.name}\n{layer.size}", place[layer.name], ha="center", va="center", fontsize=8, bbox=box)
