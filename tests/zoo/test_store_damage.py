@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from weightspace.errors import WeightspaceError, ZooFormatError
-from weightspace.zoo import Zoo, ZooWriteError, files
-from weightspace.zoo.index import encode_index, read_metadata
+from weightspace.zoo import Architecture, Zoo, ZooWriteError, files
+from weightspace.zoo.index import encode_index, read_index
 
 
 def edit(path: Path, change) -> None:
@@ -34,6 +34,7 @@ DAMAGE = [
     (SHARD, flip(9), "is not readable", "is not readable"),
     (SHARD, None, "is missing, but the index counts on it", "is missing"),
     (INDEX, lambda data: data[:-7], "'.*b.parquet' is not a readable index", "is not a readable index"),
+    (INDEX, flip(40), "is not a readable index .*CRC checksum", "is not a readable index"),
     (INDEX, lambda data: b"", "is not a readable index", "is not a readable index"),
     ("archs/{arch}.json", None, "is missing, but the index counts on it. Restore it", "is missing"),
     ("archs/{arch}.json", lambda data: data[:50], "is damaged", "is damaged"),
@@ -65,6 +66,20 @@ def test_damage_is_named(tmp_path, toy, name, change, reading, shallow):
     assert str(deep).startswith(f"Zoo '{tmp_path}': {len(deep.problems)} problems in ")
     if name == SHARD:  # rows of the other unit are untouched
         assert torch.equal(zoo.select(shard="a").weights()["0.bias"], toy.weights(0, 6)["0.bias"])
+
+
+def test_no_flipped_byte_of_an_index_goes_unseen(tmp_path, toy):
+    """Pages have checksums that every read compares; what lies outside of them is found by the digest of the rows."""
+    toy.create(tmp_path)
+    whole, unseen = (tmp_path / INDEX).read_bytes(), []
+    expected = read_index(tmp_path / INDEX)
+    for offset in range(0, len(whole), 41):
+        (tmp_path / INDEX).write_bytes(flip(offset)(whole))
+        report = Zoo.open(tmp_path).verify(deep=True)
+        if report.ok:
+            unseen.append(offset)
+            assert read_index(tmp_path / INDEX) == expected
+    assert len(unseen) < len(whole) / 41  # padding and statistics, which nothing reads
 
 
 def test_checks_can_be_left_out(tmp_path, toy):
@@ -116,12 +131,20 @@ def test_an_index_under_another_name(tmp_path, toy):
 def test_rows_that_overlap_or_reach_too_far(tmp_path, toy):
     zoo = toy.create(tmp_path)
     table = zoo.select(shard="b").rows
-    record = read_metadata(tmp_path / INDEX).shard
+    record = read_index(tmp_path / INDEX)[1].shard
     for offsets, shallow in [([0, 16, 32, 32, 64], "overlap"), ([0, 16, 32, 48, 80], "reach beyond the 80 float32")]:
         position = table.column_names.index("offset")
         changed = table.set_column(position, "offset", [offsets])
         (tmp_path / INDEX).write_bytes(encode_index(changed, zoo.manifest.zoo_id, "b", record))
         assert shallow in zoo.verify().problems[0]
+    lost = table.set_column(table.column_names.index("shard"), "shard", [["x"] * 5])
+    (tmp_path / INDEX).write_bytes(encode_index(lost, zoo.manifest.zoo_id, "b", record))
+    with pytest.raises(ZooFormatError, match="The index points into shard 'x', which has no index"):
+        Zoo.open(tmp_path).weights()
+    (tmp_path / INDEX).write_bytes(encode_index(table.drop(["arch"]), zoo.manifest.zoo_id, "b", record))
+    with pytest.raises(ZooFormatError, match="is not a readable index .*arch"):
+        len(Zoo.open(tmp_path))
+    (tmp_path / INDEX).write_bytes(encode_index(changed, zoo.manifest.zoo_id, "b", record))
     with pytest.raises(ZooFormatError, match="places a row at float32 scalars 80:96 of shard 'b', which ends before"):
         Zoo.open(tmp_path).weights()
 
@@ -219,9 +242,11 @@ def test_kill_at_every_step_of_publishing_and_resume(tmp_path):
     assert states[:3] == [([], False, True), ([], False, True), ([], True, True)]
     assert states[-2] == (["u"], False, False)  # killed in the last fsync: the rename had been done
     assert states[-1] == (["u"], False, False)
-    finish = [(str(folder), "never", 0) for folder in folders]
-    subprocess.run([sys.executable, "-c", KILLED, json.dumps(finish)], check=True)
+    architecture = Architecture("toy", {}, {"w": ((3,), "float32")})
+    fields = {"run_id": "r", "step": 0, "seed": 0, "init_id": "i", "split_key": "k", "label": 0}
     for folder in folders:
+        rows = [{"model_id": str(i), **fields} for i in range(4)]
+        Zoo.open(folder).append("u", architecture, torch.arange(12.0).view(4, 3), rows)
         assert {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()} == whole
 
 

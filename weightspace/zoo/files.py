@@ -17,7 +17,7 @@ from pathlib import Path
 
 from weightspace.errors import WeightspaceError
 
-__all__ = ["ZooWriteError", "publish", "published", "stale_temporaries", "sweep"]
+__all__ = ["ZooWriteError", "publish", "published", "read", "stale_temporaries", "sweep"]
 
 _SUFFIX = ".tmp"
 _DAY = 86400.0  # seconds after which a temporary file of another host counts as left behind
@@ -51,6 +51,11 @@ def publish(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     finally:
         with contextlib.suppress(OSError):  # after a success, and where not even the folder could be made
             temporary.unlink()
+
+
+def read(path: Path) -> bytes:
+    """Contents of a small file."""
+    return path.read_bytes()
 
 
 def published(folder: Path, suffix: str) -> list[str]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from weightspace.errors import ShapeError, SpecError, ZooFormatError
 from weightspace.zoo import files
 from weightspace.zoo.architecture import Architecture
-from weightspace.zoo.index import build_index, concatenate, encode_index, read_index, read_metadata
+from weightspace.zoo.index import build_index, concatenate, encode_index, read_index
 from weightspace.zoo.manifest import FILE_NAME, FORMAT_VERSION, Manifest
 from weightspace.zoo.shard import ShardReader, encode_shard
 
@@ -70,7 +70,7 @@ class ZooFolder:
             path = self.path / "archs" / f"{key}.json"
             way_out = "Restore it from a copy; it is the same in every zoo that holds this architecture."
             try:
-                found = Architecture.from_json(json.loads(path.read_text(encoding="utf-8")))
+                found = Architecture.from_json(json.loads(files.read(path)))
             except FileNotFoundError as error:
                 raise ZooFormatError(f"'{path}' is missing, but the index counts on it. {way_out}") from error
             except (ValueError, TypeError, KeyError) as error:
@@ -116,8 +116,8 @@ class ZooFolder:
         for unit in self._indexes.keys() - units:
             self._forget(unit)
         for unit in units - self._indexes.keys():
-            table = read_index(self.index_path(unit))
-            self.reader.records[unit] = read_metadata(self.index_path(unit)).shard
+            table, metadata = read_index(self.index_path(unit))
+            self.reader.records[unit] = metadata.shard
             self._owners.update(dict.fromkeys(table["model_id"].to_pylist(), unit))
             self._indexes[unit] = table
 
@@ -132,7 +132,7 @@ class ZooFolder:
 
     def _refuse_conflicts(self, unit: str, table: pa.Table, sha256: str) -> None:
         if self.index_path(unit).exists():
-            known = read_metadata(self.index_path(unit)).shard.sha256
+            known = read_index(self.index_path(unit))[1].shard.sha256
             if known != sha256:
                 raise SpecError(
                     f"Unit '{unit}' is already published with other weights (SHA-256 {known[:12]}..., now "

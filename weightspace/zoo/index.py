@@ -5,6 +5,7 @@ The caller gives identity, seeds, label and any metrics or hyper-parameters; whe
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from weightspace.errors import SpecError, ZooFormatError
+from weightspace.zoo import files
 from weightspace.zoo.architecture import Architecture
 from weightspace.zoo.shard import EncodedShard, Location, ShardRecord
 
@@ -24,12 +26,12 @@ __all__ = [
     "IndexMetadata",
     "build_index",
     "concatenate",
+    "digest_rows",
     "encode",
     "encode_index",
     "locate",
     "offset_column",
     "read_index",
-    "read_metadata",
 ]
 
 _GIVEN = {  # columns of the caller; those of _NOT_NULL must have a value in every row
@@ -55,10 +57,11 @@ _METADATA_KEY = b"weightspace"
 
 @dataclass(frozen=True)
 class IndexMetadata:
-    """Which zoo and unit an index file belongs to, and how to recognise its shard."""
+    """Which zoo and unit an index file belongs to, and how to recognise its rows and its shard."""
 
     zoo_id: str
     unit: str
+    rows_sha256: str
     shard: ShardRecord
 
 
@@ -117,40 +120,39 @@ def encode(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
     return encoded.chunk(0).dictionary.to_pylist(), encoded.chunk(0).indices.to_numpy().astype(np.int64)
 
 
-def encode_index(table: pa.Table, zoo_id: str, unit: str, record: ShardRecord) -> bytes:
-    """Parquet bytes of an index with the checksum of its shard in the metadata; same input, same bytes."""
-    metadata = {"zoo_id": zoo_id, "unit": unit, "shard_sha256": record.sha256, "shard_nbytes": record.nbytes}
+def encode_index(table: pa.Table, zoo_id: str, unit: str, shard: ShardRecord) -> bytes:
+    """Parquet bytes of an index with checksums of its rows and its shard; same input, same bytes."""
+    metadata = {"zoo_id": zoo_id, "unit": unit, "rows_sha256": digest_rows(table)}
+    metadata |= {"shard_sha256": shard.sha256, "shard_nbytes": shard.nbytes}
     sink = pa.BufferOutputStream()
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
-def read_index(path: Path) -> pa.Table:
-    """Rows of one index file.
+def digest_rows(table: pa.Table) -> str:
+    """SHA-256 over names and values, independent of how a version of Parquet lays them out."""
+    return hashlib.sha256(json.dumps(table.to_pydict(), default=str).encode()).hexdigest()
+
+
+def read_index(path: Path) -> tuple[pa.Table, IndexMetadata]:
+    """Rows of one index file, and what it says about itself and its shard.
 
     Raises:
         ZooFormatError: the file is not a readable index.
     """
     try:
-        with pq.ParquetFile(path) as file:
-            return file.read().replace_schema_metadata(None)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def read_metadata(path: Path) -> IndexMetadata:
-    """What an index file says about itself and its shard.
-
-    Raises:
-        ZooFormatError: the file is not a readable index.
-    """
-    try:
-        metadata = json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY])
+        with pq.ParquetFile(pa.BufferReader(files.read(path)), page_checksum_verification=True) as file:
+            table = file.read()
+        metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         shard = ShardRecord(metadata["shard_sha256"], metadata["shard_nbytes"])
-        return IndexMetadata(metadata["zoo_id"], metadata["unit"], shard)
+        found = IndexMetadata(metadata["zoo_id"], metadata["unit"], metadata["rows_sha256"], shard)
+        table.select([*_GIVEN, *_PLACED, "status"])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise ZooFormatError(
+            f"'{path}' is not a readable index ({error}). Restore it from a copy, or delete it and run the build again."
+        ) from error
+    return table.replace_schema_metadata(None), found
 
 
 def concatenate(tables: Sequence[pa.Table]) -> pa.Table:
@@ -204,9 +206,3 @@ def _given_table(rows: Sequence[Mapping[str, Any]] | pa.Table, unit: str) -> pa.
                 f"Column '{name}' of unit '{unit}' is empty in {columns[name].null_count} rows. Fill it in."
             )
     return pa.table(columns)
-
-
-def _unreadable(path: Path, error: Exception) -> ZooFormatError:
-    return ZooFormatError(
-        f"'{path}' is not a readable index ({error}). Restore it from a copy, or delete it and run the build again."
-    )

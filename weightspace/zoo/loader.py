@@ -143,7 +143,7 @@ class ZooLoader:
         if self._fits:
             if code not in self._cache:
                 rows = np.flatnonzero(self._codes == code)
-                self._cache[code] = rows, architecture.flatten(self.zoo.read(architecture, rows))
+                self._cache[code] = rows, self.zoo.flat(architecture, rows)
             rows, flat = self._cache[code]
             inside = torch.from_numpy(np.searchsorted(rows, positions))
             weights = architecture.unflatten({dtype: matrix[inside] for dtype, matrix in flat.items()})

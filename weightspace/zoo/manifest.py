@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.errors import SpecError, ZooFormatError
+from weightspace.zoo import files
 
 __all__ = ["FORMAT_VERSION", "Manifest"]
 
@@ -68,7 +69,7 @@ class Manifest:
         """
         path = folder / FILE_NAME
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(files.read(path))
             version, fields = data["format_version"], {name: data[name] for name in cls.__dataclass_fields__}
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ZooFormatError(

@@ -176,6 +176,8 @@ class ShardReader:
 
     def _open(self, shard: str) -> dict[str, Tensor]:
         path = self.folder / f"{shard}.safetensors"
+        if shard not in self.records:
+            raise ZooFormatError(f"The index points into shard '{shard}', which has no index. {self._way_out(shard)}")
         try:
             size = path.stat().st_size
         except FileNotFoundError as error:

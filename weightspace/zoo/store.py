@@ -258,13 +258,17 @@ class Zoo:
             SpecError: a row is of another architecture or there is no such row.
             ZooFormatError: a shard is missing, truncated or altered.
         """
+        return architecture.unflatten(self.flat(architecture, positions))
+
+    def flat(self, architecture: Architecture, positions: np.ndarray) -> dict[str, Tensor]:
+        """:meth:`read`, but as one matrix of shape ``(N, scalars of the dtype)`` per dtype, as the rows lie on disk."""
         place, location = self._location(architecture)
         if len(positions) and not -len(self) <= positions.min() <= positions.max() < len(self):
             raise SpecError(f"Row numbers must lie in 0..{len(self) - 1} (got {positions.min()}..{positions.max()}).")
         inside = place[positions]
         if (inside < 0).any():
             raise SpecError(f"Row {positions[inside < 0][0]} is not of {architecture}. Group rows by column 'arch'.")
-        return architecture.unflatten(self._folder.reader.read(architecture, location.take(inside)))
+        return self._folder.reader.read(architecture, location.take(inside))
 
     def __getitem__(self, index: int) -> ZooItem:
         if not -len(self) <= index < len(self):

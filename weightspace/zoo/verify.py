@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from weightspace.errors import ZooFormatError
 from weightspace.zoo import files
 from weightspace.zoo.folder import ZooFolder
-from weightspace.zoo.index import locate, read_index, read_metadata
+from weightspace.zoo.index import digest_rows, locate, read_index
 
 __all__ = ["ZooReport", "verify_folder"]
 
@@ -69,8 +69,7 @@ def verify_folder(path: Path, *, deep: bool = False) -> ZooReport:
     for unit in folder.units():
         report.units += 1
         try:
-            table = read_index(folder.index_path(unit))
-            metadata = read_metadata(folder.index_path(unit))
+            table, metadata = read_index(folder.index_path(unit))
         except ZooFormatError as error:
             report.problems.append(str(error))
             continue
@@ -78,6 +77,11 @@ def verify_folder(path: Path, *, deep: bool = False) -> ZooReport:
             report.problems.append(
                 f"'index/{unit}.parquet' was written as unit '{metadata.unit}' of zoo {metadata.zoo_id}, not of this "
                 f"one ({folder.manifest.zoo_id}): it was copied here, or a recipe in zoo.json was edited. Undo that."
+            )
+        if deep and digest_rows(table) != metadata.rows_sha256:
+            report.problems.append(
+                f"Rows of 'index/{unit}.parquet' were altered. Restore it from a copy, or delete it and run the build "
+                "again."
             )
         folder.reader.records[unit] = metadata.shard
         report.rows += table.num_rows
