@@ -115,7 +115,7 @@ def classify(
         config,
         run_dir,
         objective=Classification(config.label_smoothing),
-        record=metanet_to_json(metanet),
+        record={**metanet_to_json(metanet), "zoo": zoo.manifest.zoo_id, "salt": salt, "target": target},
         pipeline=pipeline,
         progress=progress,
     )

@@ -4,8 +4,9 @@ from weightspace.training.checkpoint import load_checkpoint, read_checkpoint
 from weightspace.training.config import TrainConfig
 from weightspace.training.data import Batches, LabelledWeights, ZooBatches, batches_of
 from weightspace.training.history import write_json, write_metrics
-from weightspace.training.loop import DivergedError, FitResult, Pipeline, fit, predict, seeded
+from weightspace.training.loop import DivergedError, FitResult, fit
 from weightspace.training.objective import Classification, Objective, Regression
+from weightspace.training.pipeline import Pipeline, predict, seeded
 from weightspace.training.schedule import ParameterAverage, learning_rate_factor
 
 __all__ = [

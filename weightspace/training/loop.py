@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from tqdm.auto import tqdm
 
 from weightspace.errors import CheckpointError, WeightspaceError
@@ -23,35 +20,14 @@ from weightspace.training.config import TrainConfig
 from weightspace.training.data import Batches
 from weightspace.training.history import write_metrics
 from weightspace.training.objective import Objective
+from weightspace.training.pipeline import Pipeline, device_of, predict, seeded
 from weightspace.training.schedule import ParameterAverage, learning_rate_factor
-from weightspace.zoo.augment import Augmentation
 
-__all__ = ["DivergedError", "FitResult", "Pipeline", "fit", "predict", "seeded"]
-
-EVALUATION_BATCH = 256
+__all__ = ["DivergedError", "FitResult", "fit"]
 
 
 class DivergedError(WeightspaceError, ArithmeticError):
     """The loss of a training run is no longer a finite number."""
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """What happens to a batch of networks on its way into the metanetwork.
-
-    Args:
-        augment: Random, on training batches only.
-        prepare: Deterministic, on every batch, after ``augment``.
-    """
-
-    augment: Augmentation | None = None
-    prepare: Augmentation | None = None
-
-    def __call__(self, weights: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Weights as the metanetwork sees them; a generator switches augmentation on."""
-        if self.augment is not None and generator is not None:
-            weights = self.augment(weights, generator)
-        return weights if self.prepare is None else self.prepare(weights)
 
 
 @dataclass(frozen=True)
@@ -120,48 +96,6 @@ def fit(
     return FitResult(run.history, head["epoch"], run.seconds, run.cpu_seconds)
 
 
-@torch.no_grad()
-def predict(
-    model: nn.Module,
-    data: Batches,
-    pipeline: Pipeline | None = None,
-    *,
-    parameters: Mapping[str, Tensor] | None = None,
-    method: str = "forward",
-) -> tuple[Tensor, Tensor]:
-    """Outputs and targets of all networks, in their order, on the CPU.
-
-    Args:
-        model: Used in evaluation mode; left in the mode it was in.
-        data: Networks.
-        pipeline: Preparation of the weights.
-        parameters: Used instead of the model's own (a running average).
-        method: ``"forward"`` or another method of the model that takes a batched state dict (``"embed"``).
-    """
-    training, device = model.training, _device(model)
-    model.eval()
-    outputs, targets = [], []
-    for weights, target in data.batches(EVALUATION_BATCH):
-        ready = (pipeline or Pipeline())({name: value.to(device) for name, value in weights.items()})
-        if parameters is None:
-            out = getattr(model, method)(ready)
-        else:
-            out = functional_call(model, dict(parameters), (ready,))
-        outputs.append(out.cpu())
-        targets.append(target)
-    model.train(training)
-    return torch.cat(outputs), torch.cat(targets)
-
-
-@contextmanager
-def seeded(device: torch.device, *parts: object) -> Iterator[torch.Generator]:
-    """A generator on ``device`` seeded by ``parts``; torch's global state (dropout) is too, and restored after."""
-    seed = int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield torch.Generator(device).manual_seed(seed)
-
-
 class _Run:
     """State of a run between epochs; everything in it is either an argument of ``fit`` or in ``resume.*``."""
 
@@ -177,7 +111,7 @@ class _Run:
         pipeline: Pipeline,
     ) -> None:
         self.model, self.train, self.val, self.config, self.run_dir = model, train, val, config, run_dir
-        self.objective, self.pipeline, self.device = objective, pipeline, _device(model)
+        self.objective, self.pipeline, self.device = objective, pipeline, device_of(model)
         described = {"model": record, "config": config.to_json(), "networks": [len(train), len(val)]}
         self.record = json.loads(json.dumps(described))  # as it comes back from a file
         self.optimizer = _optimizer(model, config)
@@ -306,10 +240,6 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     others = [p for p in parameters if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, fused=True)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _difference(theirs: Any, mine: Any) -> str:
