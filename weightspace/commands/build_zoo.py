@@ -23,7 +23,7 @@ def _command(recipe: type[AbstractRecipe]) -> Callable[..., int]:
     def command(
         *,
         out: Path,
-        options: Annotated[recipe, Parameter(name="*")] = recipe(),  # noqa: B008 (recipes are frozen)
+        options: Annotated[recipe, Parameter(name="*")] = recipe(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
         workers: int | None = None,
     ) -> int:
         """Build, or go on building, a zoo.

@@ -1,7 +1,10 @@
 """``weightspace zoo info`` and ``weightspace zoo verify``."""
 
-import json as json_module
+import json
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from weightspace.commands.console import say
 from weightspace.zoo import Zoo
@@ -9,15 +12,15 @@ from weightspace.zoo import Zoo
 __all__ = ["info", "verify"]
 
 
-def info(path: Path, *, json: bool = False) -> None:
+def info(path: Path, *, as_json: Annotated[bool, Parameter(name="--json")] = False) -> None:
     """Say what is in a zoo.
 
     Args:
         path: Folder of the zoo.
-        json: Print JSON for programs.
+        as_json: Print JSON for programs.
     """
     found = Zoo.open(path).info()
-    say(json_module.dumps(found.to_json(), indent=2) if json else str(found))
+    say(json.dumps(found.to_json(), indent=2) if as_json else str(found))
 
 
 def verify(path: Path, *, deep: bool = False) -> int:

@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from torch import Tensor
 
 from weightspace.commands.console import say
 from weightspace.commands.load_module import example_inputs, load_module
 from weightspace.commands.report.style import save
-from weightspace.errors import SpecError
+from weightspace.errors import SpecError, UnsupportedModuleError
+from weightspace.graphs import Trace, trace
 from weightspace.graphs import draw as draw_graph
-from weightspace.graphs import trace
+from weightspace.tasks import readable, trace_zoo
 from weightspace.zoo import Zoo
 
 __all__ = ["graph"]
@@ -29,19 +31,32 @@ def graph(
 
     Args:
         target: package.module:name, package.module:name(arguments), or the folder of a zoo.
-        input: Shape of an example input, such as 1,3,32,32; once for every argument of forward.
+        input: Shape of an example input, such as 1,3,32,32; once for every argument of forward. A zoo needs none.
         draw: PNG file to draw the parameter graph to.
         seed: Of the weights, inputs and permutations that the check draws.
     """
-    module = Zoo.open(target).architectures[0].build() if Path(target).is_dir() else load_module(target)
-    if not input:
-        raise SpecError(f"'{target}' needs an example input. Give its shape, batch axis first: --input 1,3,32,32.")
-    inputs = example_inputs(input)
-    traced = trace(module, *inputs)
-    space, layout = traced.weight_space(), traced.layout()
-    check = space.verify(module, *inputs, seed=seed)
-    say(f"{space}\n{layout}\n{check}")
+    traced, weights = _trace_zoo_item(target) if Path(target).is_dir() else _trace_module(target, input or [])
+    say(str(traced.weight_space()))
+    try:
+        say(str(traced.layout()))
+    except UnsupportedModuleError as error:
+        say(f"No parameter graph: {error}")
+    check = traced.verify(seed=seed)
+    say(str(check))
     if draw is not None:
-        save(draw_graph(traced.parameter_graph(traced.example_weights), title=target), draw)
+        save(draw_graph(traced.parameter_graph(weights), title=target), draw)
         say(f"Drawn to {draw}.")
     return 0 if check else 1
+
+
+def _trace_module(target: str, shapes: list[str]) -> tuple[Trace, dict[str, Tensor]]:
+    module = load_module(target)
+    if not shapes:
+        raise SpecError(f"'{target}' needs an example input. Give its shape, batch axis first: --input 1,3,32,32.")
+    traced = trace(module, *example_inputs(shapes))
+    return traced, traced.example_weights
+
+
+def _trace_zoo_item(folder: str) -> tuple[Trace, dict[str, Tensor]]:
+    zoo = readable(Zoo.open(folder))
+    return trace_zoo(zoo), zoo[0].weights

@@ -34,28 +34,26 @@ class History:
 
 
 def gallery(
-    originals: NDArray[np.floating],  # shape: (N, H, W), values in [0, 1]
+    originals: NDArray[np.floating] | None,  # shape: (N, H, W), values in [0, 1]
     rendered: NDArray[np.floating],  # shape: (N, H, W)
     fine: NDArray[np.floating],  # shape: (N, h, w)
     psnr: NDArray[np.floating],  # shape: (N,), decibel
     titles: Sequence[str],
 ) -> Figure:
-    """Images beside what their INRs draw: on the pixels they were fitted to, and on a finer grid between them."""
-    count = len(originals)
-    figure = Figure(figsize=(1.05 * count + 0.9, 4.1))
-    axes = np.atleast_2d(figure.subplots(3, count, squeeze=False))
-    rows = (
-        (f"image\n{originals.shape[1]}x{originals.shape[2]}", originals),
-        (f"INR\n{rendered.shape[1]}x{rendered.shape[2]}", rendered),
-        (f"INR\n{fine.shape[1]}x{fine.shape[2]}", fine),
-    )
+    """Images (where given) beside what their INRs draw: on the pixels they were fitted to, and on a finer grid."""
+    rows = [("INR", rendered), ("INR", fine)]
+    if originals is not None:
+        rows.insert(0, ("image", originals))
+    figure = Figure(figsize=(1.05 * len(rendered) + 0.9, 1.3 * len(rows) + 0.2))
+    axes = figure.subplots(len(rows), len(rendered), squeeze=False)
     for row, (name, images) in enumerate(rows):
-        axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
+        label = f"{name}\n{images.shape[1]}x{images.shape[2]}"
+        axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
         for column, image in enumerate(images):
             _show_image(axes[row, column], image)
-    for column in range(count):
-        axes[0, column].set_title(titles[column], loc="center", fontsize=10)
-        axes[1, column].set_xlabel(f"{psnr[column]:.1f} dB", fontsize=9)
+    for column, (title, decibel) in enumerate(zip(titles, psnr, strict=True)):
+        axes[0, column].set_title(title, loc="center", fontsize=10)
+        axes[-2, column].set_xlabel(f"{decibel:.1f} dB", fontsize=9)
     return figure
 
 

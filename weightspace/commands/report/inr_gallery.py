@@ -10,8 +10,8 @@ from torch.func import functional_call, vmap
 
 from weightspace.errors import DataSourceError
 from weightspace.zoo import Zoo
-from weightspace.zoo.recipe import make_recipe
-from weightspace.zoo.recipes import DigitsInr, pixel_coordinates
+from weightspace.zoo.recipes import pixel_coordinates
+from weightspace.zoo.sources import load_images
 
 __all__ = ["InrPictures", "inr_pictures", "render"]
 
@@ -23,14 +23,14 @@ class InrPictures:
     """One INR per class, each array with N rows in the order of the classes.
 
     Args:
-        originals: Images the INRs were fitted to, shape ``(N, grid, grid)``.
+        originals: Images the INRs were fitted to, shape ``(N, grid, grid)``; ``None`` if they are not at hand.
         rendered: The INRs on the same pixels.
         fine: The INRs on eight times as many pixels per side.
         psnr: Of ``rendered``, in decibel, as the zoo's index records it.
         labels: Class of each image.
     """
 
-    originals: NDArray[np.floating]
+    originals: NDArray[np.floating] | None
     rendered: NDArray[np.floating]
     fine: NDArray[np.floating]
     psnr: NDArray[np.floating]
@@ -50,30 +50,30 @@ def render(
 
 
 def inr_pictures(zoo: Zoo) -> InrPictures:
-    """The first INR of each class among ``zoo``'s rows, with its image.
+    """The first INR of each class among ``zoo``'s rows, with its image if the images are at hand.
 
     Args:
         zoo: Rows of a zoo of the recipe ``digits-inr``, for instance its test split.
-
-    Raises:
-        DataSourceError: the images are no longer those that the zoo was built from.
     """
-    described = zoo.manifest.recipe
-    recipe = make_recipe(described["name"], **described["options"])
-    assert isinstance(recipe, DigitsInr)
-    if recipe.data_sha256 != described["data_sha256"]:
-        raise DataSourceError(
-            f"The images of '{recipe.source}' are not those that {zoo.path.name} was built from (their hashes differ). "
-            "Put the original data back, or build the zoo anew."
-        )
     labels, first = np.unique(zoo.column("label"), return_index=True)
-    weights = zoo.weights(first)
-    where = {key: n for n, key in enumerate(recipe.images.keys)}
-    images = recipe.images.images[[where[key] for key in zoo.column("split_key")[first]]]
+    weights, grid = zoo.weights(first), int(zoo.manifest.forward["grid"])
     return InrPictures(
-        images.mean(1).numpy(),
-        render(zoo, weights, recipe.grid).mean(-1),
-        render(zoo, weights, _FINER * recipe.grid).mean(-1),
+        _originals(zoo, zoo.column("split_key")[first]),
+        render(zoo, weights, grid).mean(-1),
+        render(zoo, weights, _FINER * grid).mean(-1),
         zoo.column("psnr")[first],
         labels,
     )
+
+
+def _originals(zoo: Zoo, keys: NDArray[np.object_]) -> NDArray[np.floating] | None:
+    """Images of these keys; ``None`` if they lie elsewhere or are not those that the zoo was built from."""
+    recipe = zoo.manifest.recipe
+    try:
+        images = load_images(recipe["source"]).first(recipe["limit"]).resized(recipe["grid"])
+    except DataSourceError:  # a zoo names its source, it does not say where the files of another machine are
+        return None
+    if images.sha256 != recipe["data_sha256"]:
+        return None
+    where = {key: n for n, key in enumerate(images.keys)}
+    return images.images[[where[key] for key in keys]].mean(1).numpy()

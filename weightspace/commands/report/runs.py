@@ -1,0 +1,80 @@
+"""Reading back what classification runs wrote, as plain arrays for figures and tables."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from weightspace.commands.report.figures import History
+from weightspace.errors import CheckpointError
+
+__all__ = ["Run", "project", "read_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of :func:`weightspace.tasks.classify`.
+
+    Args:
+        name: What tables and legends call it.
+        results: Content of ``results.json``.
+        history: Figures per epoch.
+        labels, predicted: Classes of the test split, shape ``(N,)``.
+        embedding: Readout of the metanetwork for each of them, shape ``(N, D)``.
+    """
+
+    name: str
+    results: dict[str, Any]
+    history: History
+    labels: NDArray[np.integer]
+    predicted: NDArray[np.integer]
+    embedding: NDArray[np.floating]
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of test networks told right."""
+        return self.results["test"]["accuracy"]
+
+
+def read_run(name: str, folder: Path) -> Run:
+    """Read a run.
+
+    Raises:
+        CheckpointError: a file is missing or damaged; the run has not ended.
+    """
+    try:
+        results = json.loads((folder / "results.json").read_bytes())
+        epochs = json.loads((folder / "metrics.json").read_bytes())
+        table = pq.read_table(folder / "predictions.parquet")
+        with np.load(folder / "embedding.npz", allow_pickle=False) as stored:
+            embedding = stored["embedding"]
+        columns = {key: np.array([row[key] for row in epochs]) for key in ("train_accuracy", "val_accuracy", "seconds")}
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"'{folder}' is not the folder of a finished run ({type(error).__name__}: {error}). Run the training "
+            "again; it goes on where it stopped."
+        ) from error
+    labels, predicted = table["label"].to_numpy(), table["predicted"].to_numpy()
+    return Run(name, results, History(**columns), labels, predicted, embedding)
+
+
+def project(
+    embedding: NDArray[np.floating],  # shape: (N, D)
+    seed: int,
+) -> NDArray[np.floating]:  # shape: (N, 2)
+    """Two coordinates per row by t-SNE of the leading principal components; the same seed gives the same map."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from sklearn.preprocessing import StandardScaler
+
+    count, width = embedding.shape
+    scaled = StandardScaler().fit_transform(embedding)
+    reduced = PCA(min(32, width, count), random_state=seed).fit_transform(scaled)
+    if count < 10 or reduced.shape[1] < 2:
+        return np.pad(reduced[:, :2], ((0, 0), (0, max(0, 2 - reduced.shape[1]))))
+    perplexity = min(30.0, (count - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)

@@ -1,0 +1,72 @@
+"""``weightspace train`` and ``weightspace evaluate``."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from weightspace.commands.console import say, text_table
+from weightspace.commands.report.classification import RESULTS_HEADER, results_rows, write_report
+from weightspace.commands.report.runs import read_run
+from weightspace.tasks import classify
+from weightspace.tasks import evaluate as evaluate_run
+from weightspace.training import TrainConfig
+from weightspace.zoo import Zoo
+
+__all__ = ["evaluate", "train"]
+
+
+def train(
+    zoo: Path,
+    *,
+    out: Path,
+    model: str = "operator",
+    model_config: dict[str, int | float | str] | None = None,
+    options: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 (frozen)
+    salt: str = "0",
+    device: str = "cpu",
+) -> None:
+    """Train a metanetwork to tell the label of a network from its weights, and score it on unseen images.
+
+    A run that was stopped goes on; one that has ended is only scored and drawn again.
+
+    Args:
+        zoo: Folder of the zoo.
+        out: Folder of the run: config, metrics, checkpoint, predictions, figures and index.html.
+        model: operator, gmn, mlp or statnn.
+        model_config: Options of the metanetwork, one at a time: --model-config.width 32.
+        options: How to train.
+        salt: Decides the split.
+        device: Where the metanetwork runs, for instance cuda.
+    """
+    opened = Zoo.open(zoo)
+    classify(opened, out, model=model, model_config=model_config, config=options, salt=salt, device=device)
+    command = f"weightspace train {zoo} --out {out} --model {model}"
+    page = write_report(
+        opened, {model: out}, out, salt=salt, date=datetime.date.today().isoformat(), commands=[command]
+    )
+    say(text_table(RESULTS_HEADER, results_rows([read_run(model, out)])))
+    say(f"\nThe page with figures: {page}")
+
+
+def evaluate(
+    run: Path,
+    *,
+    zoo: Path,
+    split: str = "test",
+    device: str = "cpu",
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Score a trained metanetwork on a split of a zoo.
+
+    Args:
+        run: Folder that training wrote.
+        zoo: Folder of the zoo it was trained on, or of another one of the same architecture.
+        split: train, val or test by the split of the run; or all rows.
+        device: Where the metanetwork runs, for instance cuda.
+        as_json: Print JSON for programs.
+    """
+    scores = evaluate_run(run, Zoo.open(zoo), split=split, device=device)
+    say(json.dumps(scores.to_json(), indent=2) if as_json else str(scores))
