@@ -186,7 +186,7 @@ class BlockLayout:
                 flat[name] = value.new_empty(*batch, numel)
             index = block.view.entries().reshape(-1).to(value.device)
             flat[name] = flat[name].index_copy(-1, index, value.reshape(*batch, -1))
-        return {name: flat[name].reshape(*flat[name].shape[:-1], *shape) for name, shape in self.shapes}
+        return {name: flat[name].reshape((*flat[name].shape[:-1], *shape)) for name, shape in self.shapes}
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form; :meth:`from_json` inverts it."""

@@ -68,7 +68,7 @@ class LayoutRecorder:
         self._owner = np.zeros(0, np.int64)
         self._blocks: list[EdgeBlock] = []
         self._inputs: dict[tuple[tuple[str, ...], int], IntArray] = {}
-        self._obstacle: str | None = None
+        self.obstacle: str | None = None
 
     # -- nodes ---------------------------------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ class LayoutRecorder:
 
     def cannot(self, reason: str) -> None:
         """Remember why this program has no parameter graph (its weight space may still exist)."""
-        self._obstacle = self._obstacle or reason
+        self.obstacle = self.obstacle or reason
 
     def read(self, neurons: Neurons) -> None:
         """Note that an operation consumes these neurons as they are now: that ends their activation."""
@@ -254,9 +254,9 @@ class LayoutRecorder:
                     if times == 0
                     else f"parameter '{name}' is used {times:g} times, and every parameter must be one set of edges"
                 )
-        if self._obstacle:
+        if self.obstacle:
             raise UnsupportedModuleError(
-                f"This module has no parameter graph: {self._obstacle}. Its weight space is unaffected: "
+                f"This module has no parameter graph: {self.obstacle}. Its weight space is unaffected: "
                 "use trace(...).weight_space()."
             )
         layers = []

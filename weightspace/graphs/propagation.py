@@ -107,8 +107,8 @@ class Propagation:
 
     def run(self, node: Node) -> None:
         """Push labels through one call."""
-        args: Any = map_arg(node.args, lambda n: self.values[n])
-        kwargs: Any = map_arg(node.kwargs, lambda n: self.values[n])
+        args: Any = map_arg(node.args, self._operand)
+        kwargs: Any = map_arg(node.kwargs, self._operand)
         if node.target is operator.getitem:
             self.values[node] = args[0][args[1]]
             return
@@ -121,9 +121,15 @@ class Propagation:
         def complete(value: Value) -> Value:
             keeps_view = value.view is not None and origin == "parameter"
             kind = origin if keeps_view or origin != "parameter" else "computed"
-            return replace(value, inputs=inputs, origin=kind, view=value.view if keeps_view else None)
+            value = replace(value, inputs=inputs, origin=kind, view=value.view if keeps_view else None)
+            return _without_neurons(value) if self.recorder.obstacle else value
 
         self.values[node] = complete(result) if isinstance(result, Value) else tuple(map(complete, result))
+
+    def _operand(self, node: Node) -> Any:
+        """Value of an argument; its neurons are no longer followed once the program has no parameter graph."""
+        value = self.values[node]
+        return _without_neurons(value) if self.recorder.obstacle and isinstance(value, Value) else value
 
     def _rule_for(self, node: Node) -> Rule:
         rule = _RULES.get(node.target)
@@ -232,6 +238,10 @@ def aligned(letters: str, shape: tuple[int, ...]) -> str:
     """Letters of an operand that broadcasts against the result with ``letters``."""
     tail = letters[len(letters) - len(shape) :]
     return "".join("." if n == 1 else c for c, n in zip(tail, shape, strict=True))
+
+
+def _without_neurons(value: Value) -> Value:
+    return replace(value, neurons=None)
 
 
 def _values_in(tree: Any) -> list[Value]:

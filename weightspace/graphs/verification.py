@@ -81,7 +81,7 @@ def verify_symmetry(
         def deviation(g: NeuronPermutation) -> float:
             return _deviation(reference, pytree.tree_leaves(evaluate(space.permute(randomised, g), *inputs)))
 
-        elements = [space.random_permutation(generator) for _ in range(trials)]
+        elements = [_element(space, generator) for _ in range(trials)]
         worst = max((deviation(g) for g in elements), default=0.0)
         moved = min((_moved(randomised, space.permute(randomised, g)) for g in elements), default=0)
         broken: list[str] = []
@@ -90,6 +90,16 @@ def verify_symmetry(
                 if any(deviation(space.restricted(name, g)) > tolerance for g in elements):
                     broken.append(name)
     return Verification(worst, moved, trials, tolerance, tuple(broken))
+
+
+def _element(space: WeightSpace, generator: torch.Generator, tries: int = 20) -> NeuronPermutation:
+    """A random element that is not the identity, unless the group is trivial."""
+    g = space.random_permutation(generator)
+    for _ in range(tries):
+        if g.moved:
+            break
+        g = space.random_permutation(generator)
+    return g
 
 
 def _random_like(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:

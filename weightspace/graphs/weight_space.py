@@ -206,7 +206,7 @@ class WeightSpace:
                 flat[name] = value.new_empty(*batch, math.prod(block.view.parameter_shape))
             index = block.view.entries().reshape(-1).to(value.device)
             flat[name] = flat[name].index_copy(-1, index, value.reshape(*batch, -1))
-        return {p.name: flat[p.name].reshape(*flat[p.name].shape[:-1], *p.shape) for p in self.parameters}
+        return {p.name: flat[p.name].reshape((*flat[p.name].shape[:-1], *p.shape)) for p in self.parameters}
 
     def verify(self, module: nn.Module, *inputs: Any, trials: int = 3, seed: int = 0) -> Verification:
         """Apply random group elements in float64 and compare the function's outputs.

@@ -313,8 +313,12 @@ def pad(p: Propagation, node: Node, x: Value, padding: Sequence[int], *_: Any, *
         if component is not None and len(component.dims) > 1:
             return Value(shape, p.hold(x, range(len(shape))) + p.held_axes(shape, range(len(shape))), neurons=neurons)
         inner = component.labels if component is not None else p.labels.new(x.shape[dim])
-        arrays = [p.labels.new(before), inner, p.labels.new(after)]
-        labels = _concatenate(p, [a for a in arrays if len(a)])
+        # All padded positions hold the same constant: they may change places, before and behind.
+        padded = p.labels.new(before + after)
+        labels = np.concatenate([padded[:before], inner, padded[before:]])
+        p.labels.mark(inner)
+        p.labels.mark(padded)
+        p.labels.unite([inner, padded])
         others = tuple(c for c in x.components if c is not component)
         x = replace(x, components=(*others, Component((dim,), labels)))
     return replace(x, shape=shape, neurons=neurons, view=None)
