@@ -72,8 +72,14 @@ def build_metanet(
 
 
 def metanet_to_json(metanet: Metanet) -> dict[str, Any]:
-    """Everything :func:`metanet_from_json` needs to make an untrained copy."""
-    name = next(name for name, (model, _) in _METANETS.items() if type(metanet) is model)
+    """Everything :func:`metanet_from_json` needs to make an untrained copy.
+
+    Raises:
+        SpecError: the metanetwork is not one of those with a name.
+    """
+    name = next((name for name, (model, _) in _METANETS.items() if type(metanet) is model), None)
+    if name is None:
+        raise SpecError(f"{type(metanet).__name__} is not among {list(_METANETS)}. Record how to build it yourself.")
     return {
         "name": name,
         "layout": metanet.layout.to_json(),
