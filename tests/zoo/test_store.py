@@ -315,7 +315,8 @@ def test_info_counts(tmp_path, toy):
     assert info.to_json()["recipe"] == toy.recipe
     text = str(info)
     assert text.startswith("Toy (id ")
-    assert "11 saved states of 11 runs over 6 split keys in 2 units" in text
+    assert "saved states: 11 (runs: 11, split keys: 6, units: 2, 0.0 MB of weights)" in text
+    assert "psnr: 42.273 on average, from 40 to 45" in text
     assert "forward: omega 30.0" in text
 
 

@@ -277,3 +277,42 @@ def test_sweep_spares_the_temporaries_of_live_writers(tmp_path, toy, monkeypatch
     assert zoo.sweep() == []
     monkeypatch.setattr(os, "name", "nt")
     assert zoo.sweep() == []
+
+
+WRITERS = """
+import os, sys
+import torch
+from weightspace.zoo import Architecture, Zoo
+
+torch.set_num_threads(1)
+folder = sys.argv[1]
+architecture = Architecture("toy", {}, {"w": ((300,), "float32")})
+Zoo.create(folder, recipe={}, forward={})
+
+def write(offset):
+    zoo = Zoo.create(folder, recipe={}, forward={})
+    for k in range(12):
+        unit = (k + offset) % 12
+        fields = {"step": 0, "seed": 0, "init_id": "i", "split_key": "k", "label": unit}
+        rows = [{"model_id": f"{unit}-{i}", "run_id": f"{unit}-{i}", **fields} for i in range(20)]
+        zoo.append(f"u{unit}", architecture, torch.full((20, 300), float(unit)), rows)
+    os._exit(0)
+
+children = [os.fork() or write(offset) for offset in (0, 0, 6)]
+running = set(children)
+while running:
+    zoo = Zoo.open(folder)
+    if len(zoo):
+        assert len(zoo) == 20 * len(set(zoo.column("shard")))
+        assert (zoo.weights()["w"] == torch.from_numpy(zoo.column("label"))[:, None]).all()
+    done, status = os.waitpid(-1, os.WNOHANG)
+    assert status == 0, status
+    running.discard(done)
+assert len(Zoo.open(folder)) == 240
+"""
+
+
+def test_writers_of_the_same_units_and_readers_do_not_disturb_each_other(tmp_path):
+    subprocess.run([sys.executable, "-c", WRITERS, str(tmp_path)], check=True)
+    assert Zoo.open(tmp_path).verify(deep=True).ok
+    assert not list(tmp_path.rglob("*.tmp"))

@@ -58,8 +58,8 @@ class ZooInfo:
         lines = [
             f"{self.title or 'Untitled zoo'} (id {self.zoo_id}, format {self.format_version}, "
             f"licence {self.licence or 'not stated'})",
-            f"  {self.rows:,} saved states of {self.runs:,} runs over {self.split_keys:,} split keys in "
-            f"{self.units:,} units, {self.nbytes / 1e6:,.1f} MB of weights",
+            f"  saved states: {self.rows:,} (runs: {self.runs:,}, split keys: {self.split_keys:,}, "
+            f"units: {self.units:,}, {self.nbytes / 1e6:,.1f} MB of weights)",
         ]
         for key, entry in self.architectures.items():
             lines.append(f"  architecture {key}: {entry['kind']}, {entry['scalars']:,} scalars, {entry['rows']:,} rows")
@@ -67,7 +67,8 @@ class ZooInfo:
             if getattr(self, name):
                 lines.append(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in getattr(self, name).items()))
         for name, (low, mean, high) in self.metrics.items():
-            lines.append(f"  {name}: mean {mean:.5g}, from {low:.5g} to {high:.5g}")
+            spread = "" if low == high else f" on average, from {low:.5g} to {high:.5g}"
+            lines.append(f"  {name}: {mean:.5g}{spread}")
         return "\n".join(lines)
 
     __repr__ = __str__
