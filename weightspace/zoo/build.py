@@ -42,7 +42,8 @@ def build(
         workers: Processes with one thread each; by default one per core. With 1, all work is done in this process.
         resume: Refuse a folder with units in it if false.
         progress: Show a tqdm bar.
-        title, licence: For ``zoo.json``.
+        title: One line for people, kept in ``zoo.json``.
+        licence: SPDX name of the licence of the weights.
 
     Raises:
         SpecError: the folder holds a zoo of other options, or units although ``resume`` is false; ``workers`` < 1.

@@ -144,6 +144,6 @@ def make_recipe(name: str, **options: Any) -> AbstractRecipe:
 
 
 def seed_of(*parts: object) -> int:
-    """63-bit seed from any printable parts, so that a member's random numbers depend on what it is, not on its batch."""
+    """63-bit seed from printable parts, so that a member's random numbers depend on what it is, not on its batch."""
     digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -125,7 +125,7 @@ class SirenEnsemble:
         members: Networks per batch (fixed; the last batch is padded). 8 to 16 stay in the cache of one core.
         steps_per_call: Optimizer steps in one compiled graph. More run up to a third faster (28x28: a fifth) and
             take longer to compile.
-        compiled: Run the step uncompiled if false; same numbers to rounding, about half as fast.
+        compiled: Run the step uncompiled if false; same numbers to rounding, slower.
 
     Raises:
         SpecError: a size is not positive, or there is no hidden layer.
@@ -231,12 +231,14 @@ class SirenEnsemble:
         compiled = torch.compile(self._steps, fullgraph=True, dynamic=False, options=dict(_INDUCTOR))
         start = time.perf_counter()
         try:
-            # All ensembles share one code object, and the default limit of eight shapes is per code object.
-            with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
+            # All ensembles share one code object, and the default limit of eight shapes is per code object. What torch
+            # deprecates inside its own compiler is nothing that a user could act on.
+            with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 compiled(theta, theta.clone(), theta.clone(), targets, columns, AdamSchedule.eps)
-        except Exception as error:  # torch has no common class for what can go wrong between a graph and a C++ compiler
+        except Exception as error:  # torch has no common class for what can fail down to the C++ compiler
             warnings.warn(
-                f"The training step of SIREN {self.widths} runs uncompiled, about half as fast: {type(error).__name__}. "
+                f"The training step of SIREN {self.widths} runs uncompiled, and slower ({type(error).__name__}). "
                 "Install a C++ compiler (g++ or clang) with the headers that torch.compile asks for.",
                 PerformanceWarning,
                 stacklevel=3,

@@ -118,8 +118,8 @@ def load_images(source: str | Path) -> ImageSet:
 def _digits() -> ImageSet:
     from sklearn.datasets import load_digits  # here, because importing it takes a second
 
-    data = load_digits()
-    return _image_set(data.images / 16.0, data.target, "digits")
+    pixels, labels = load_digits(return_X_y=True)
+    return _image_set(pixels.reshape(-1, 8, 8) / 16.0, labels, "digits")
 
 
 def _idx(path: Path) -> ImageSet:
@@ -204,7 +204,7 @@ def _image_set(images: np.ndarray, labels: np.ndarray, name: str, keys: Sequence
         )
     if not (np.isfinite(images).all() and images.min(initial=0) >= 0 and images.max(initial=0) <= 1):
         raise DataSourceError(
-            f"Pixels of '{name}' must be bytes, or numbers in [0, 1] (got {images.min()} to {images.max()}). Scale them."
+            f"Pixels of '{name}' must be bytes, or numbers in [0, 1] (got {images.min()} to {images.max()})."
         )
     pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()

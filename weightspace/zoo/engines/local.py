@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -61,8 +61,8 @@ class LocalExecutor(AbstractExecutor):
         while self._queue or self._busy:
             while self._queue and self._idle:
                 self._hand_out(self._idle.pop(), self._queue.popleft())
-            for connection in wait(list(self._busy)):
-                if (outcome := self._collect(connection)) is not None:
+            for ready in wait(list(self._busy)):
+                if (outcome := self._collect(cast(Connection, ready))) is not None:
                     yield outcome
 
     def cancel(self) -> None:

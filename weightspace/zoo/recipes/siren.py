@@ -48,9 +48,7 @@ class Siren(nn.Module):
         if len(widths) < 2 or min(widths) < 1:
             raise SpecError(f"'widths' of Siren must be at least two positive sizes (got {tuple(widths)}).")
         self.widths, self.omega, self.output_offset, self.init = tuple(widths), omega, output_offset, init
-        self.layers = nn.ModuleList(
-            nn.Linear(d_in, d_out) for d_in, d_out in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(d_in, d_out) for d_in, d_out in zip(widths[:-1], widths[1:], strict=True))
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
