@@ -37,7 +37,7 @@ class GraphMetanetworkConfig:
     width: int = 64
     edge_width: int = 8
     layers: int = 3
-    edge_units: int = 32
+    edge_units: int = 16
     head_width: int = 128
     dropout: float = 0.1
     head_dropout: float = 0.2
@@ -64,6 +64,12 @@ class _EdgeRound(nn.Module):
         normed = {name: norm(x) for (name, x), norm in zip(states.items(), self.norms, strict=True)}
         triples = zip(edges, self.ends, self.updates, strict=True)
         return [update(e, normed[source], normed[target], executor) for e, (source, target), update in triples]
+
+
+def _operators(edges: Tensor) -> Tensor:
+    """Parallel edges summed: a message does not depend on the position, only the edge state does."""
+    positions = edges.shape[-1]
+    return edges.squeeze(-1) if positions == 1 else edges.sum(-1) / positions**0.5
 
 
 class GraphMetanetwork(Metanet):
@@ -132,7 +138,7 @@ class GraphMetanetwork(Metanet):
         states = {layer.name: nodes.expand(1, layer.size, -1) for layer, nodes in layers}
         edges = [embed(raw.get(i), standard.get(i)) for i, embed in enumerate(self.edges)]
         for m, layer in enumerate(self.layers):
-            states = layer(states, {i: (e.mean(-1),) * 2 for i, e in enumerate(edges)}, self.executor)
+            states = layer(states, {i: (_operators(e),) * 2 for i, e in enumerate(edges)}, self.executor)
             if m < len(self.updates):
                 edges = self.updates[m](edges, states, self.executor)
         batch = next(iter(standard.values())).shape[0]
