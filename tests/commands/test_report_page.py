@@ -4,14 +4,16 @@ import base64
 import re
 
 import pytest
+from matplotlib.figure import Figure
 
 from weightspace.commands.report.page import Number, Page, Picture, Table, write_page
+from weightspace.commands.report.style import save
 
 
 @pytest.fixture
 def page(tmp_path):
     picture = tmp_path / "figure.png"
-    picture.write_bytes(b"not really a png")
+    save(Figure(figsize=(5, 2)), picture)
     return Page(
         title="Zoo & <models>",
         lead="What it is.",
@@ -25,7 +27,8 @@ def page(tmp_path):
 
 def test_the_page_needs_nothing_else(page, tmp_path):
     text = write_page(page, tmp_path / "new" / "index.html").read_text()
-    assert base64.b64encode(b"not really a png").decode() in text
+    assert base64.b64encode(page.pictures[0].path.read_bytes()).decode() in text
+    assert f'width="{5 * 96}"' in text, "figures keep the size they were drawn for"
     assert not re.findall(r"(?:src|href)=\"(?!data:)", text), "nothing is loaded from elsewhere"
     assert "http" not in text
     for shown in ("93.9 %", "What they show.", "One run.", "weightspace demo", "2026-01-01"):

@@ -4,12 +4,16 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 import weightspace
+from weightspace.commands.report.style import DPI
 
 __all__ = ["Number", "Page", "Picture", "Table", "write_page"]
+
+_CSS_PIXELS_PER_INCH = 96
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,20 @@ def write_page(page: Page, path: Path) -> Path:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    pictures = [
-        {"title": p.title, "caption": p.caption, "data": base64.b64encode(p.path.read_bytes()).decode()}
-        for p in page.pictures
-    ]
+    pictures = [_inlined(picture) for picture in page.pictures]
     text = environment.get_template("page.html").render(page=page, pictures=pictures, version=weightspace.__version__)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _inlined(picture: Picture) -> dict[str, Any]:
+    data = picture.path.read_bytes()
+    pixels = int.from_bytes(data[16:20], "big")  # the PNG header holds the width there
+    width = round(pixels / DPI * _CSS_PIXELS_PER_INCH)
+    return {
+        "title": picture.title,
+        "caption": picture.caption,
+        "width": width,
+        "data": base64.b64encode(data).decode(),
+    }

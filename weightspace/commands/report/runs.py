@@ -14,6 +14,8 @@ from weightspace.errors import CheckpointError
 
 __all__ = ["Run", "project", "read_run"]
 
+_FEWEST_FOR_TSNE = 10
+
 
 @dataclass(frozen=True)
 class Run:
@@ -66,15 +68,20 @@ def project(
     embedding: NDArray[np.floating],  # shape: (N, D)
     seed: int,
 ) -> NDArray[np.floating]:  # shape: (N, 2)
-    """Two coordinates per row by t-SNE of the leading principal components; the same seed gives the same map."""
+    """Two coordinates per row by t-SNE of the leading principal components; the same seed gives the same map.
+
+    Of fewer than ten rows the first two standardised columns are taken.
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from sklearn.preprocessing import StandardScaler
 
     count, width = embedding.shape
     scaled = StandardScaler().fit_transform(embedding)
+    if count < _FEWEST_FOR_TSNE:
+        return np.pad(scaled[:, :2], ((0, 0), (0, max(0, 2 - width))))
     reduced = PCA(min(32, width, count), random_state=seed).fit_transform(scaled)
-    if count < 10 or reduced.shape[1] < 2:
-        return np.pad(reduced[:, :2], ((0, 0), (0, max(0, 2 - reduced.shape[1]))))
     perplexity = min(30.0, (count - 1) / 3)
-    return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    return TSNE(2, perplexity=perplexity, init="random" if width < 2 else "pca", random_state=seed).fit_transform(
+        reduced
+    )

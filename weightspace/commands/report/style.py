@@ -9,7 +9,7 @@ import matplotlib
 from cycler import cycler
 from matplotlib.figure import Figure
 
-__all__ = ["CATEGORIES", "INK", "house_style", "save"]
+__all__ = ["CATEGORIES", "DPI", "INK", "house_style", "save"]
 
 # Petroff 2021 (arXiv:2107.02270), ten colours told apart under the common colour-vision deficiencies.
 CATEGORIES = (
@@ -26,7 +26,7 @@ CATEGORIES = (
 )
 INK = "#22272e"
 _GRID = "#d8dde3"
-_DPI = 160
+DPI = 160
 
 _SETTINGS: dict[Any, Any] = {
     "axes.edgecolor": INK,
@@ -44,7 +44,6 @@ _SETTINGS: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
-    "savefig.dpi": _DPI,
     "savefig.facecolor": "white",
     "text.color": INK,
     "xtick.color": INK,
@@ -62,5 +61,5 @@ def house_style() -> Iterator[None]:
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, its folder made if needed; the same figure gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
     return path

@@ -1,0 +1,104 @@
+"""The whole path at toy size: build, train four models, page; then resume, evaluate, and the ways it can go wrong."""
+
+import json
+import shutil
+
+import pytest
+
+from weightspace.commands import main
+from weightspace.commands.demo import demo_jobs
+from weightspace.commands.report.runs import project, read_run
+from weightspace.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    assert main(["demo", "--out", str(out), "--limit", "24", "--epochs", "1"]) == 0
+    return out
+
+
+def test_the_demo_leaves_a_zoo_runs_figures_and_one_page(folder):
+    page = (folder / "index.html").read_text()
+    for model in ("operator", "gmn", "mlp", "statnn"):
+        assert f"<td>{model}</td>" in page
+        for name in ("config.json", "metrics.json", "metrics.csv", "results.json"):
+            assert (folder / model / name).is_file()
+    figures = {path.stem for path in (folder / "figures").iterdir()}
+    assert figures == {"gallery", "embedding", "confusion", "curves", "graph"}
+    assert page.count("data:image/png;base64,") == 5
+    assert f"weightspace demo --out {folder} --seed 0 --init dws --epochs 1 --limit 24" in page
+
+
+def test_a_finished_demo_is_not_trained_again(folder, capsys):
+    before = {path: path.read_bytes() for path in folder.glob("*/metrics.json")}
+    assert main(["demo", "--out", str(folder), "--limit", "24", "--epochs", "1"]) == 0
+    assert {path: path.read_bytes() for path in folder.glob("*/metrics.json")} == before
+    assert "operator" in capsys.readouterr().out
+
+
+def test_other_options_in_the_same_folder_are_refused(folder, capsys):
+    assert main(["demo", "--out", str(folder), "--limit", "24", "--epochs", "1", "--seed", "1"]) == 2
+    assert str(folder) in capsys.readouterr().err
+
+
+def test_zoo_commands_read_it(folder, capsys):
+    assert main(["zoo", "verify", str(folder / "zoo"), "--deep"]) == 0
+    assert main(["zoo", "info", str(folder / "zoo"), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "no damage in 96 rows" in out
+    assert json.loads(out[out.index("\n{") :])["rows"] == 96
+
+
+def test_verify_of_a_damaged_zoo_ends_with_one(folder, tmp_path, capsys):
+    damaged = shutil.copytree(folder / "zoo", tmp_path / "zoo")
+    shard = next((damaged / "shards").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 1
+    shard.write_bytes(data)
+    assert main(["zoo", "verify", str(damaged), "--deep"]) == 1
+    assert shard.name in capsys.readouterr().out
+
+
+def test_graph_of_a_zoo(folder, capsys):
+    assert main(["graph", str(folder / "zoo")]) == 0
+    assert "WeightSpace(6 tensors, 1,185 scalars, 2 permutable groups" in capsys.readouterr().out
+
+
+def test_evaluate_gives_the_figures_of_the_run(folder, capsys):
+    assert main(["evaluate", str(folder / "statnn"), "--zoo", str(folder / "zoo"), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["accuracy"] == read_run("statnn", folder / "statnn").accuracy
+
+
+def test_train_writes_a_page_of_its_own(folder, tmp_path, capsys):
+    words = ["train", str(folder / "zoo"), "--out", str(tmp_path / "run"), "--model", "mlp", "--epochs", "2"]
+    assert main([*words, "--model-config.width", "16", "--augment", "sign", "noise"]) == 0
+    assert str(tmp_path / "run" / "index.html") in capsys.readouterr().out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model_config"]["width"] == 16
+    assert (config["train"]["epochs"], config["train"]["augment"]) == (2, ["sign", "noise"])
+
+
+def test_an_unknown_model_is_refused_before_anything_is_written(folder, tmp_path, capsys):
+    assert main(["train", str(folder / "zoo"), "--out", str(tmp_path / "run"), "--model", "oracle"]) == 2
+    assert "'oracle'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unfinished_run_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="is not the folder of a finished run"):
+        read_run("operator", tmp_path)
+
+
+def test_the_map_repeats_and_survives_few_points(folder):
+    run = read_run("operator", folder / "operator")
+    assert (project(run.embedding, seed=0) == project(run.embedding, seed=0)).all()
+    assert project(run.embedding[:1], seed=0).shape == (1, 2)
+    assert project(run.embedding[:4], seed=0).shape == (4, 2)
+
+
+def test_the_siren_demo_brings_phases_into_half_a_period():
+    jobs = demo_jobs(seed=3, init="siren", epochs=None)
+    assert [[job.name for job in group] for group in jobs] == [["operator"], ["gmn", "mlp", "statnn"]]
+    assert all(job.config.prepare == ("wrap",) and job.salt == "3" for group in jobs for job in group)
