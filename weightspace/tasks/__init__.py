@@ -2,6 +2,7 @@
 
 from weightspace.tasks.classify import ClassifyResult, classify, evaluate
 from weightspace.tasks.compare import ClassifyJob, compare
+from weightspace.tasks.presets import digits_job
 from weightspace.tasks.reading import num_classes, probe_of, readable, trace_zoo
 from weightspace.tasks.scores import Scores, score_classes, vote
 
@@ -11,6 +12,7 @@ __all__ = [
     "Scores",
     "classify",
     "compare",
+    "digits_job",
     "evaluate",
     "num_classes",
     "probe_of",

@@ -1,0 +1,239 @@
+"""The classification task from a zoo on disk to a folder of results, at toy size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+
+from weightspace.errors import CheckpointError, SpecError
+from weightspace.graphs import BlockLayout
+from weightspace.tasks import ClassifyJob, classify, compare, digits_job, evaluate, probe_of, trace_zoo
+from weightspace.tasks import classify as classify_task
+from weightspace.training import TrainConfig, ZooBatches, batches_of, load_checkpoint
+from weightspace.zoo import Architecture, Zoo, register_architecture
+from weightspace.zoo.recipes import siren_architecture
+
+SIREN = siren_architecture((2, 8, 8, 1), 30.0, 0.5)
+CONFIG = TrainConfig(epochs=3, batch_size=16, warmup_steps=3)
+
+
+def rows(count: int, **more) -> list[dict]:
+    """Two networks an item; classes 0 and 1; the last one diverged."""
+    return [
+        {
+            "model_id": f"m{i}",
+            "run_id": f"r{i}",
+            "step": 1,
+            "seed": i,
+            "init_id": str(i),
+            "split_key": f"item{i // 2}",
+            "label": (i // 2) % 2,
+            "status": "diverged" if i == count - 1 else "ok",
+            "quality": i / count,
+            **more,
+        }
+        for i in range(count)
+    ]
+
+
+def make_zoo(path: Path, architecture: Architecture = SIREN, count: int = 120, forward=None) -> Zoo:
+    """Networks of class 1 have larger first-layer weights."""
+    zoo = Zoo.create(path, recipe={"name": "toy", "shapes": architecture.hash}, forward=forward or {}, title="Toy")
+    g = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(count, *shape, generator=g) * 0.1 for name, (shape, _) in architecture.shapes.items()}
+    first = next(iter(weights))
+    labels = torch.tensor([(i // 2) % 2 for i in range(count)])
+    weights[first] = weights[first] * (0.5 + labels).reshape(-1, *[1] * (weights[first].ndim - 1))
+    for value in weights.values():
+        value[-1] = float("nan")
+    zoo.append("unit", architecture, weights, rows(count))
+    return zoo
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory) -> Zoo:
+    return make_zoo(tmp_path_factory.mktemp("zoo") / "z")
+
+
+@pytest.fixture(scope="module")
+def run(zoo, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = TrainConfig(epochs=12, batch_size=16, warmup_steps=3)
+    return folder, classify(zoo, folder, model="operator", model_config={"width": 16}, config=config, progress=False)
+
+
+def test_the_classes_are_told(run):
+    _, result = run
+    assert result.test.accuracy > 0.8
+    assert result.test.networks + result.val.networks < 119
+    assert not result.evaluates_network
+
+
+def test_the_folder_holds_everything(run):
+    folder, result = run
+    assert {p.name.split("-")[0] for p in folder.iterdir()} == {
+        *("checkpoint", "checkpoint.json", "resume", "resume.json", "config.json", "results.json"),
+        *("metrics.json", "metrics.csv", "predictions.parquet", "embedding.npz"),
+    }
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(result.to_json()))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"] == "operator"
+    assert config["model_config"]["width"] == 16
+    assert config["zoo"]["title"] == "Toy"
+    table = pq.read_table(folder / "predictions.parquet")
+    assert table.num_rows == result.test.networks
+    right = table["label"].to_numpy() == table["predicted"].to_numpy()
+    assert right.mean() == pytest.approx(result.test.accuracy)
+    with np.load(folder / "embedding.npz", allow_pickle=False) as stored:
+        assert stored["embedding"].shape[0] == table.num_rows
+        assert stored["model_id"].tolist() == table["model_id"].to_pylist()
+
+
+def test_no_item_is_on_two_sides(run, zoo):
+    keys = {name: set(zoo.split(name, "0").column("split_key")) for name in ("train", "val", "test")}
+    assert not keys["train"] & keys["test"]
+    assert not keys["train"] & keys["val"]
+    table = pq.read_table(run[0] / "predictions.parquet")
+    assert set(table["split_key"].to_pylist()) <= keys["test"]
+
+
+def test_evaluation_from_the_folder_gives_the_same_scores(run, zoo):
+    folder, result = run
+    assert evaluate(folder, zoo) == result.test
+    assert evaluate(folder, zoo, split="val") == result.val
+    assert evaluate(folder, zoo, split="all").networks == 119  # the diverged one is left out
+
+
+def test_a_second_call_only_scores_again(run, zoo):
+    folder, result = run
+    config = TrainConfig(epochs=12, batch_size=16, warmup_steps=3)
+    assert classify(zoo, folder, model="operator", model_config={"width": 16}, config=config, progress=False) == result
+    with pytest.raises(CheckpointError, match="another model"):
+        classify(zoo, folder, model="operator", model_config={"width": 16}, config=config, salt="other", progress=False)
+
+
+def test_the_test_split_is_looked_at_only_after_training(zoo, tmp_path, monkeypatch):
+    events = []
+    fit, split = classify_task.__globals__["fit"], Zoo.split
+    monkeypatch.setitem(classify_task.__globals__, "fit", lambda *a, **k: (fit(*a, **k), events.append("fit done"))[0])
+    monkeypatch.setattr(Zoo, "split", lambda self, name, *a: (events.append(name), split(self, name, *a))[1])
+    classify(zoo, tmp_path, model="mlp", config=TrainConfig(epochs=1), progress=False)
+    assert events == ["train", "val", "fit done", "val", "test"]
+
+
+def test_wrapped_phases_and_probes(zoo, tmp_path):
+    config = TrainConfig(epochs=1, batch_size=32, prepare=("wrap",))
+    result = classify(
+        zoo, tmp_path, model="operator", model_config={"width": 16, "probes": 5}, config=config, progress=False
+    )
+    assert result.evaluates_network
+    assert evaluate(tmp_path, zoo) == result.test
+
+
+def test_probes_are_values_of_the_networks(zoo):
+    networks = zoo.select(np.arange(3)).weights()
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    values = probe_of(zoo, 5)(networks, x)
+    module = zoo[1].module()
+    torch.testing.assert_close(values["layers.0"][1], module.layers[0](x))  # pyright: ignore[reportIndexIssue]
+    # The output node layer ends at the linear map; the constant offset is no parameter.
+    torch.testing.assert_close(values["layers.2"][1] + 0.5, module(x))
+
+
+def test_models_are_compared_in_processes(zoo, tmp_path):
+    quick = TrainConfig(epochs=1, batch_size=32)
+    groups = [[ClassifyJob("a", "mlp", config=quick), ClassifyJob("b", "statnn", config=quick)]]
+    results = compare(zoo.path, tmp_path, groups, progress=False)
+    assert list(results) == ["a", "b"]
+    assert results["b"] == classify(zoo, tmp_path / "b", model="statnn", config=quick, progress=False)
+    alone = classify(zoo, tmp_path / "alone", model="mlp", config=quick, progress=False)
+    assert alone.test == results["a"].test
+
+
+def test_presets_name_the_run_and_wrap_standard_sirens():
+    assert digits_job("operator", seed=3) == digits_job("operator", seed=3)
+    assert digits_job("operator", seed=3).salt == "3"
+    job = digits_job("operator", init="siren", probes=16, epochs=2)
+    assert (job.name, job.config.prepare, job.config.epochs) == ("operator-probes", ("wrap",), 2)
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[1](torch.tanh(self.layers[0](x)))
+
+
+register_architecture("tiny-for-tests", Tiny)
+TINY = Architecture.of_module("tiny-for-tests", {}, Tiny())
+
+
+def test_another_architecture_is_refused(run, tmp_path):
+    other = make_zoo(tmp_path / "z", siren_architecture((2, 6, 1), 30.0, 0.5), count=20)
+    with pytest.raises(CheckpointError, match="reads networks of BlockLayout"):
+        evaluate(run[0], other)
+
+
+def test_a_folder_that_is_no_run_is_refused(zoo, tmp_path):
+    with pytest.raises(CheckpointError, match="is not the folder of a finished run"):
+        evaluate(tmp_path, zoo)
+
+
+def test_an_unknown_input_shape_is_asked_for_and_may_be_recorded(tmp_path):
+    with pytest.raises(SpecError, match="does not say what networks .* Pass input_shape"):
+        trace_zoo(make_zoo(tmp_path / "a", TINY, count=20))
+    recorded = make_zoo(tmp_path / "b", TINY, count=20, forward={"input_shape": [1, 3]})
+    assert trace_zoo(recorded).layout() == trace_zoo(recorded, (7, 3)).layout()
+    assert trace_zoo(recorded).layout() == BlockLayout.mlp([3, 4, 1], activation="tanh")
+
+
+def test_an_empty_zoo_and_several_architectures_are_refused(zoo, tmp_path):
+    with pytest.raises(SpecError, match="has no rows to read"):
+        classify(zoo.select(status="diverged"), tmp_path / "run")
+    mixed = make_zoo(tmp_path / "z", TINY, count=20)
+    more = [{**row, "model_id": f"x{i}"} for i, row in enumerate(rows(20))]
+    weights = {name: torch.zeros(20, *shape) for name, (shape, _) in SIREN.shapes.items()}
+    mixed.append("second", SIREN, weights, more)
+    with pytest.raises(SpecError, match="2 architectures, one is read at a time"):
+        classify(mixed, tmp_path / "run")
+    with pytest.raises(SpecError, match="one architecture"):
+        batches_of(mixed)
+
+
+def test_targets_must_be_classes(zoo, tmp_path):
+    with pytest.raises(SpecError, match="must hold class labels"):
+        classify(zoo, tmp_path, target="quality")
+
+
+def test_targets_must_have_values(tmp_path):
+    zoo = Zoo.create(tmp_path / "z", recipe={}, forward={})
+    weights = {name: torch.zeros(4, *shape) for name, (shape, _) in SIREN.shapes.items()}
+    zoo.append("unit", SIREN, weights, rows(4, label=None))
+    with pytest.raises(SpecError, match="no values to learn from"):
+        batches_of(zoo)
+
+
+def test_reading_from_disk_gives_the_same_batches_as_from_memory(zoo):
+    usable = zoo.select(status="ok")
+    memory, disk = batches_of(usable), batches_of(usable, memory_budget=1)
+    assert isinstance(disk, ZooBatches)
+    assert len(memory) == len(disk) == 119
+    for (a, x), (b, y) in zip(memory.batches(50), disk.batches(50), strict=True):
+        assert torch.equal(x, y)
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    a, b = memory.sample(10), disk.sample(10)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    shuffled = torch.cat([t for _, t in disk.batches(50, torch.Generator().manual_seed(0))])
+    assert shuffled.sum() == disk.zoo.column("label").sum()
+
+
+def test_loading_needs_no_zoo(run):
+    model = load_checkpoint(run[0])
+    weights = {name: torch.zeros(2, *shape) for name, shape in model.layout.shapes}
+    assert model(weights).shape == (2, 2)

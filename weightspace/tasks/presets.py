@@ -1,0 +1,35 @@
+"""Settings that read INRs of digits well, chosen on the validation split of one zoo."""
+
+from __future__ import annotations
+
+from weightspace.tasks.compare import ClassifyJob
+from weightspace.training import TrainConfig
+
+__all__ = ["digits_job"]
+
+_EPOCHS = {"operator": 30, "gmn": 15, "mlp": 15, "statnn": 30}
+"""Passes after which more time buys little; the baselines are at their best long before."""
+
+_AUGMENT = ("geo", "sign", "noise")
+
+
+def digits_job(
+    model: str, *, seed: int = 0, init: str = "dws", probes: int = 0, epochs: int | None = None
+) -> ClassifyJob:
+    """How to classify SIRENs of digits with one of the metanetworks.
+
+    Args:
+        model: Name of a metanetwork.
+        seed: Of training, and salt of the split.
+        init: Convention of the zoo: for ``"siren"``, whose phases span many periods, they are wrapped first.
+        probes: Learned inputs on which a metanetwork evaluates the INRs; 0 reads weights only.
+        epochs: Passes over the training split, instead of the preset's.
+    """
+    config = TrainConfig(
+        epochs=epochs or _EPOCHS.get(model, 30),
+        augment=_AUGMENT,
+        prepare=("wrap",) if init == "siren" else (),
+        seed=seed,
+    )
+    name = f"{model}-probes" if probes else model
+    return ClassifyJob(name, model, {"probes": probes} if probes else {}, config, salt=str(seed))
