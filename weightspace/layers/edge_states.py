@@ -60,7 +60,7 @@ class EdgeEmbedding(nn.Module):
 class EdgeUpdate(nn.Module):
     r"""Residual update of the edge states of one block from both ends.
 
-    .. math:: e_{ij} \leftarrow e_{ij} + W_2\, \mathrm{silu}(W_1 [x_j; x_i; e_{ij}] + c) + d
+    .. math:: e_{ij} \leftarrow e_{ij} + W_2\, \mathrm{silu}(W_1 [x_j; x_i; e_{ij}] + c)
 
     On rectangles the first linear map is split by source, target and edge, so that ends are mapped once per node.
 
@@ -83,7 +83,7 @@ class EdgeUpdate(nn.Module):
         self.source = nn.Linear(width, edge_width, bias=False)
         self.target = nn.Linear(width, edge_width)
         self.edge = nn.Linear(edge_width, edge_width, bias=False)
-        self.out = nn.Linear(edge_width, edge_width)
+        self.out = nn.Linear(edge_width, edge_width, bias=False)
 
     def forward(self, edges: Tensor, source: Tensor, target: Tensor, executor: Executor = "blocks") -> Tensor:
         """New states of the edges of the block."""
@@ -97,9 +97,9 @@ class EdgeUpdate(nn.Module):
         flat = edges.flatten(1)
         from_source = (self.source.weight @ source.flatten(0, 1).T).view(channels, -1, groups, 1, inputs, 1)
         from_target = (self.target.weight @ target.flatten(0, 1).T).add_(self.target.bias[:, None])
-        ends = from_source + from_target.view(channels, -1, groups, out, 1, 1)
-        hidden = F.silu((self.edge.weight @ flat).view(edges.shape) + ends)
-        return (flat + self.out.bias[:, None]).addmm_(self.out.weight, hidden.flatten(1)).view(edges.shape)
+        hidden = (self.edge.weight @ flat).view(edges.shape)
+        hidden = F.silu(hidden.add_(from_source).add_(from_target.view(channels, -1, groups, out, 1, 1)))
+        return (self.out.weight @ hidden.flatten(1)).add_(flat).view(edges.shape)
 
     def _edge_by_edge(self, edges: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """The same edge by edge: gather both ends, concatenate, two linear maps. Plain and slow; the twin."""
