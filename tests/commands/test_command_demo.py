@@ -6,7 +6,6 @@ import shutil
 import pytest
 
 from weightspace.commands import main
-from weightspace.commands.demo import demo_jobs
 from weightspace.commands.report.runs import project, read_run
 from weightspace.errors import CheckpointError
 
@@ -96,9 +95,3 @@ def test_the_map_repeats_and_survives_few_points(folder):
     assert (project(run.embedding, seed=0) == project(run.embedding, seed=0)).all()
     assert project(run.embedding[:1], seed=0).shape == (1, 2)
     assert project(run.embedding[:4], seed=0).shape == (4, 2)
-
-
-def test_the_siren_demo_brings_phases_into_half_a_period():
-    jobs = demo_jobs(seed=3, init="siren", epochs=None)
-    assert [[job.name for job in group] for group in jobs] == [["operator"], ["gmn", "mlp", "statnn"]]
-    assert all(job.config.prepare == ("wrap",) and job.salt == "3" for group in jobs for job in group)

@@ -10,42 +10,14 @@ from typing import Literal
 from weightspace.commands.console import say, text_table
 from weightspace.commands.report.classification import RESULTS_HEADER, results_rows, write_report
 from weightspace.commands.report.runs import read_run
-from weightspace.metanets import metanet_names
-from weightspace.tasks import ClassifyJob, compare
-from weightspace.training import TrainConfig
+from weightspace.tasks import compare, digits_job
 from weightspace.zoo.build import build
 from weightspace.zoo.recipes import DigitsInr
 
-__all__ = ["demo", "demo_jobs"]
+__all__ = ["demo"]
 
-# The first group is what the demo is about; the second one, on the other core, is made to end before it.
-_EPOCHS = {"operator": 40, "gmn": 15, "mlp": 15, "statnn": 30}
+# A process each; the longest first, because its progress is the one that is shown.
 _GROUPS = (("operator",), ("gmn", "mlp", "statnn"))
-
-
-def demo_jobs(*, seed: int, init: str, epochs: int | None) -> list[list[ClassifyJob]]:
-    """What the demo trains: a list of jobs for each of its processes.
-
-    Args:
-        seed: Of training, and the salt of the split.
-        init: Convention of the zoo; SIRENs of the standard one have phases that wrap, which are first brought into
-            half a period.
-        epochs: Of every model, instead of the demo's own numbers.
-    """
-    prepare = ("wrap",) if init == "siren" else ()
-    return [
-        [
-            ClassifyJob(
-                name,
-                name,
-                config=TrainConfig(epochs=epochs or _EPOCHS[name], seed=seed, prepare=prepare),
-                salt=str(seed),
-            )
-            for name in group
-            if name in metanet_names()
-        ]
-        for group in _GROUPS
-    ]
 
 
 def demo(
@@ -72,7 +44,7 @@ def demo(
         recipe = DigitsInr(init=init, seed=seed, limit=limit)
         zoo = build(recipe, out / "zoo", title=f"SIRENs of the scikit-learn digits ({init} initialisation)")
     say(f"Zoo: {len(zoo):,} INRs, mean PSNR {zoo.column('psnr').mean():.1f} dB. Training on two cores; bar: operator.")
-    jobs = demo_jobs(seed=seed, init=init, epochs=epochs)
+    jobs = [[digits_job(model, seed=seed, init=init, epochs=epochs) for model in group] for group in _GROUPS]
     with _timed(seconds, "training"):
         compare(out / "zoo", out, jobs)
     runs = {job.name: out / job.name for group in jobs for job in group}
