@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -109,9 +109,10 @@ class AbstractRecipe(ABC):
 
 
 _RECIPES: dict[str, Callable[..., AbstractRecipe]] = {}
+_Recipe = TypeVar("_Recipe", bound=type[AbstractRecipe])
 
 
-def register_recipe(recipe: type[AbstractRecipe]) -> type[AbstractRecipe]:
+def register_recipe(recipe: _Recipe) -> _Recipe:
     """Class decorator: make a recipe known under its ``name``.
 
     Raises:
