@@ -42,7 +42,7 @@ def invariant(w: dict[str, Tensor]) -> Tensor:
 def test_invariance_passes_for_invariant_functions(traced, weights):
     assert_invariant(invariant, weights, permutation_action(traced.weight_space()))
     assert_invariant(invariant, weights, SignFlip(traced.layout()))
-    assert_invariant(invariant, weights, PermuteNeurons(traced.layout()))
+    assert_invariant(invariant, weights, PermuteNeurons(traced.layout(), traced.weight_space()))
     model = build_metanet("operator", traced.layout(), 3).double().eval()
     assert_invariant(model, weights, permutation_action(traced.weight_space()))
 

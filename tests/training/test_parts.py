@@ -104,9 +104,10 @@ def test_seeded_gives_the_same_numbers_for_the_same_parts_and_restores_the_globa
 
 def test_augmentations_are_made_by_name():
     layout = BlockLayout.mlp([2, 4, 1], activation="sin")
-    made = make_augmentation(augmentation_names(), layout)
+    names = [name for name in augmentation_names() if name != "permute"]
+    made = make_augmentation(names, layout)
     assert isinstance(made, Compose)
-    assert len(made.steps) == len(augmentation_names())
+    assert len(made.steps) == len(names) == 6
     assert make_augmentation((), layout) is None
     with pytest.raises(SpecError, match=r"Unknown augmentation \['rotate'\]. Choose among \['geo'"):
         make_augmentation(["rotate"], layout)

@@ -7,21 +7,39 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightspace.errors import ShapeError, SpecError
-from weightspace.graphs import BlockLayout, EdgeBlock, NodeLayer, ParameterView
+from weightspace.graphs import BlockLayout, EdgeBlock, NodeLayer, ParameterView, WeightSpace, trace
+from weightspace.testing import assert_function_preserved
 from weightspace.zoo.augment import Augmentation, Compose, InputTransform, Noise
+from weightspace.zoo.named_augmentations import make_augmentation
 from weightspace.zoo.neuron_symmetries import Canonicalise, PermuteNeurons, PhaseShift, PhaseWrap, SignFlip
 
 GAIN = 30.0
+
+
+def mlp_space(layout: BlockLayout) -> WeightSpace:
+    """Weight space of an MLP, written by hand."""
+    last = (len(layout.shapes) - 1) // 2
+    axes = {}
+    for m in range(last + 1):
+        out = "out" if m == last else f"h{m}"
+        axes |= {f"layers.{m}.weight": (out, "in" if m == 0 else f"h{m - 1}"), f"layers.{m}.bias": (out,)}
+    return WeightSpace.from_axes(axes, dict(layout.shapes), fixed=["in", "out"])
+
+
+def permute(layout: BlockLayout) -> PermuteNeurons:
+    return PermuteNeurons(layout, mlp_space(layout))
+
+
 PRESERVING: list[Callable[[BlockLayout], Augmentation]] = [
     SignFlip,
     PhaseShift,
     PhaseWrap,
     Canonicalise,
-    PermuteNeurons,
-    lambda layout: Compose([SignFlip(layout), PhaseShift(layout), PermuteNeurons(layout)]),
+    permute,
+    lambda layout: Compose([SignFlip(layout), PhaseShift(layout), permute(layout)]),
 ]
 ids = ["sign", "shift", "wrap", "canonical", "permute", "compose"]
 
@@ -50,7 +68,7 @@ def points(d: int, seed: int = 5) -> Tensor:
 
 
 @pytest.mark.parametrize("make", PRESERVING, ids=ids)
-@given(widths=st.lists(st.integers(1, 6), min_size=3, max_size=5), batch=st.integers(1, 4), seed=st.integers(0, 99))
+@given(widths=st.lists(st.integers(2, 6), min_size=3, max_size=5), batch=st.integers(1, 4), seed=st.integers(0, 99))
 @settings(max_examples=12, deadline=None)
 def test_preserving_augmentations_keep_the_function(make, widths, batch, seed):
     layout = BlockLayout.mlp(widths, activation="sin", gain=GAIN)
@@ -206,6 +224,43 @@ def test_groups_and_named_nodes_keep_the_function(make):
     assert not torch.equal(moved["b.weight"], weights["b.weight"])
 
 
+class PerChannel(nn.Module):
+    """Tells channels apart by a constant, which no block of a layout shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.arange(1.0, 7.0, dtype=x.dtype)[:, None, None]
+
+
+NETWORKS = {
+    "group norm": [nn.Conv2d(3, 6, 3), nn.Tanh(), nn.GroupNorm(2, 6, affine=False), nn.Conv2d(6, 2, 2)],
+    "constants": [nn.Conv2d(3, 6, 3), nn.Tanh(), PerChannel(), nn.Conv2d(6, 2, 2)],
+    "pooling": [nn.Conv2d(3, 6, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(6, 4, 2), nn.Tanh(), nn.Conv2d(4, 2, 1)],
+    "groups": [nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Conv2d(6, 6, 3, groups=2), nn.Tanh(), nn.Conv2d(6, 2, 1)],
+    "flatten": [nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 2)],
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("kind", ["sign", "canonical", "permute"])
+def test_traced_networks_keep_their_function_or_are_refused(name, kind):
+    x = torch.randn(2, 3, 6, 6, generator=generator(), dtype=torch.float64)
+    traced = trace(nn.Sequential(*NETWORKS[name]).double(), x)
+    shapes = {n: w.shape for n, w in traced.example_weights.items()}
+    weights = {n: torch.randn(3, *s, generator=generator(1), dtype=torch.float64) for n, s in shapes.items()}
+    try:
+        augment = make_augmentation([kind], traced.layout(), traced.weight_space())
+    except SpecError:
+        assert name == "constants" or (name == "group norm" and kind != "permute")
+        return
+    assert augment is not None
+    assert_function_preserved(traced.evaluate, weights, augment(weights, generator()), x)
+
+
+def test_permutation_by_name_needs_the_weight_space():
+    with pytest.raises(SpecError, match="Pass trace.weight_space"):
+        make_augmentation(["permute"], BlockLayout.mlp([2, 4, 1]))
+
+
 def residual_layout() -> BlockLayout:
     plain = BlockLayout.mlp([2, 4, 4, 1], activation="sin", gain=GAIN)
     skip = EdgeBlock("skip", "residual", "layers.0", "layers.1", None, 4, 1, 1, 1)
@@ -220,7 +275,12 @@ def residual_layout() -> BlockLayout:
         (lambda: PhaseWrap(BlockLayout.mlp([2, 4, 1], activation="tanh")), r"PhaseWrap needs .* sin and a bias"),
         (lambda: PhaseShift(BlockLayout.mlp([2, 4, 1], activation="sin"), 0), "at least 1"),
         (lambda: SignFlip(BlockLayout.mlp([2, 4, 1], activation="sin"), 1.5), r"must be in \[0, 1\] \(got 1.5\)"),
-        (lambda: PermuteNeurons(residual_layout()), "WeightSpace.random_permutation"),
+        (
+            lambda: PermuteNeurons(
+                BlockLayout.mlp([2, 1]), WeightSpace.from_axes({"w": ["a"]}, {"w": [3]}, fixed=["a"])
+            ),
+            "no neurons to permute",
+        ),
         (lambda: InputTransform(BlockLayout.mlp([3, 4, 1])), "A rotation needs 2 input coordinates"),
         (lambda: InputTransform(grouped_layout(), rotation=0), "meant for coordinate networks"),
         (lambda: Noise(BlockLayout.mlp([2, 4, 1]), -1.0), "must be >= 0"),

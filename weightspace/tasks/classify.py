@@ -100,14 +100,15 @@ def classify(
     """
     run_dir, config, options = Path(run_dir), config or TrainConfig(), dict(model_config or {})
     zoo = readable(zoo)
-    layout, classes = trace_zoo(zoo).layout(), num_classes(zoo, target)
+    traced, classes = trace_zoo(zoo), num_classes(zoo, target)
+    layout, space = traced.layout(), traced.weight_space()
     train, val = (batches_of(zoo.split(name, salt), target) for name in ("train", "val"))
     probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
     with seeded(torch.device("cpu"), config.seed, "initialisation"):
         metanet = build_metanet(model, layout, classes, options, probe=probe)
     metanet.fit_normalisation(train.sample(NORMALISATION_SAMPLE))
     metanet.to(device)
-    pipeline = Pipeline(make_augmentation(config.augment, layout), make_augmentation(config.prepare, layout))
+    pipeline = Pipeline(make_augmentation(config.augment, layout, space), make_augmentation(config.prepare, layout))
     fitted = fit(
         metanet,
         train,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import SpecError
-from weightspace.graphs import BlockLayout, NodeLayer
+from weightspace.graphs import BlockLayout, NodeLayer, WeightSpace
 from weightspace.zoo.augment import Augmentation, Values
 
 __all__ = ["Canonicalise", "PermuteNeurons", "PhaseShift", "PhaseWrap", "SignFlip"]
@@ -246,43 +246,29 @@ class Canonicalise(Augmentation):
 
 
 class PermuteNeurons(Augmentation):
-    """Puts the neurons of hidden layers into a random order, another for each network; preserves the function.
+    """Puts the neurons of all hidden layers into another order; preserves the function up to rounding.
 
-    Layers of grouped blocks and layers read in parts keep their order; for the full group of any architecture see
-    ``WeightSpace.random_permutation``.
+    The order is a random element of the whole permutation group of the architecture (tied layers move together), one
+    for all networks of a batch.
 
     Args:
         layout: Block form of the networks.
+        space: Weight space of the same networks, which knows the group; a layout alone does not.
 
     Raises:
-        SpecError: no hidden layer may be reordered freely.
+        SpecError: nothing may be permuted.
     """
 
     preserves_function = True
 
-    def __init__(self, layout: BlockLayout) -> None:
+    def __init__(self, layout: BlockLayout, space: WeightSpace) -> None:
         super().__init__(layout)
-        self._layers = [
-            t
-            for t in _touched(layout)
-            if all(layout.blocks[i].groups == 1 and nodes is None for i, nodes in (*t.incoming, *t.outgoing))
-        ]
-        if not self._layers:
-            raise SpecError(
-                f"PermuteNeurons found no hidden layer that may be reordered by itself in {layout!r}. "
-                "Use WeightSpace.random_permutation, which moves tied layers together."
-            )
+        if not space.permutable:
+            raise SpecError(f"PermuteNeurons found no neurons to permute in {layout!r}. Leave it out.")
+        self._space = space
 
     def transform(self, values: Values, generator: torch.Generator | None) -> Values:
         """Blocks with reordered neurons."""
-        changed = list(values)
-        for touched in self._layers:
-            like = _present(changed[touched.incoming[0][0]])
-            order = torch.rand(len(like), touched.layer.size, generator=generator, device=like.device).argsort(dim=1)
-            for index, _ in touched.incoming:
-                value = _present(changed[index])
-                changed[index] = value.take_along_dim(order[:, None, :, None, None], dim=2)
-            for index, _ in touched.outgoing:
-                value = _present(changed[index])
-                changed[index] = value.take_along_dim(order[:, None, None, :, None], dim=3)
-        return changed
+        device = torch.device("cpu") if generator is None else generator.device
+        g = self._space.random_permutation(int(torch.randint(2**62, (), generator=generator, device=device)))
+        return self.layout.split(self._space.permute(self.layout.join(values), g, batch_dims=1))
