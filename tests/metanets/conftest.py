@@ -92,6 +92,16 @@ def node_subsets() -> BlockLayout:
     return layout_of(layers, blocks)
 
 
+def without_bias() -> BlockLayout:
+    """Four linear maps without biases: the middle hidden layer touches no fixed node."""
+    layers = [NodeLayer("input", 2, "input"), *(NodeLayer(f"h{i}", 3 + i, "hidden", "relu") for i in range(3))]
+    layers.append(NodeLayer("out", 2, "output"))
+    pairs = zip(layers[:-1], layers[1:], strict=True)
+    return layout_of(
+        layers, [block(f"{b.name}.weight", "weight", a.name, b.name, (1, b.size, a.size, 1)) for a, b in pairs]
+    )
+
+
 SIREN = BlockLayout.mlp([2, 7, 6, 1], activation="sin", gain=30.0)
 LAYOUTS = {
     "siren": SIREN,
@@ -99,6 +109,7 @@ LAYOUTS = {
     "one_neuron": BlockLayout.mlp([1, 1, 1, 1]),
     "one_hidden_layer": BlockLayout.mlp([3, 5, 2]),
     "linear": BlockLayout.mlp([3, 2]),
+    "without_bias": without_bias(),
     "residual_cnn": residual_cnn(),
     "concatenation": concatenation(),
     "node_subsets": node_subsets(),

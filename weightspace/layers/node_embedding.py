@@ -45,26 +45,26 @@ class _LayerEmbedding(nn.Module):
         )
         # frequencies are sigma / sqrt(inputs) each, so that phases of standardised features have deviation sigma
         self.frequencies = nn.Parameter(torch.randn(inputs, frequencies) * frequency_scale / max(1, inputs) ** 0.5)
-        self.project = nn.Linear(inputs + 2 * frequencies * (inputs > 0) + 2 * len(self.phases), width)
+        columns = inputs + 2 * frequencies + 2 * len(self.phases)
+        self.project = nn.Linear(columns, width, bias=False) if self.features else None
+        self.constant = nn.Parameter(torch.zeros(width) if self.features else torch.randn(width))
         self.groups = nn.ParameterDict(
             {f"{i}_{side}": nn.Parameter(torch.randn(blocks[i].groups, width)) for i, side in roles.positions[name]}
         )
 
     def forward(self, raw: Mapping[int, Tensor], standard: Mapping[int, Tensor]) -> Tensor:
         """``(B, n, C)``."""
-        columns = [self._spread(standard, i, side) for i, side in self.features]
-        if columns:
-            x = torch.cat(columns, dim=-1)
+        if self.project is None:
+            batch = next(iter(standard.values())).shape[0]
+            states = self.constant.expand(batch, self.size, -1)
+        else:
+            x = torch.cat([self._spread(standard, i, side) for i, side in self.features], dim=-1)
             phase = x @ self.frequencies
             columns = [x, phase.sin(), phase.cos()]
-        for i, side in self.phases:
-            angle = self.gain * self._spread(raw, i, side)
-            columns += [angle.sin(), angle.cos()]
-        if columns:
-            states = self.project(torch.cat(columns, dim=-1))
-        else:
-            batch = next(iter(standard.values())).shape[0]
-            states = self.project.bias.expand(batch, self.size, -1)
+            for i, side in self.phases:
+                angle = self.gain * self._spread(raw, i, side)
+                columns += [angle.sin(), angle.cos()]
+            states = self.project(torch.cat(columns, dim=-1)) + self.constant
         for key, embedding in self.groups.items():
             nodes = getattr(self, f"position_{key}")
             members = (self.size if nodes is None else len(nodes)) // len(embedding)

@@ -1,0 +1,62 @@
+"""Any module: trace it, build a metanetwork from its layout, permute its weights by its weight space."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from weightspace.graphs import trace
+
+
+class ResidualCnn(nn.Module):
+    """Convolutions with batch norm and a residual, a concatenation, a grouped convolution, pooling, a linear output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.inner, self.depthwise = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.grouped, self.head = nn.Conv2d(8, 6, 1, groups=2), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        y = torch.relu(x + self.inner(x))
+        z = torch.cat([y, self.depthwise(x)], dim=1)
+        return self.head(torch.relu(self.grouped(z)).mean((2, 3)))
+
+
+class LeNet(nn.Module):
+    """Convolution, flatten, two linear maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.hidden, self.out = nn.Conv2d(1, 4, 3), nn.Linear(16, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(torch.relu(self.conv(x)), 2)
+        return self.out(torch.relu(self.hidden(x.flatten(1))))
+
+
+@pytest.fixture(scope="module", params=[ResidualCnn, LeNet])
+def traced(request):
+    module = request.param()
+    return trace(module, torch.zeros(2, 2, 6, 6) if request.param is ResidualCnn else torch.zeros(2, 1, 6, 6))
+
+
+@pytest.mark.parametrize("name", ["operator", "gmn", "statnn"])
+def test_answers_are_invariant_under_the_traced_symmetries(name, traced, build, random_weights, generator):
+    layout, space = traced.layout(), traced.weight_space()
+    weights = random_weights(layout)
+    moved = space.permute(weights, space.random_permutation(generator), batch_dims=1)
+    assert any(not torch.equal(moved[k], weights[k]) for k in weights)
+    net = build(name, layout)
+    answer = net(weights)
+    assert answer.std(dim=0).min() > 1e-4
+    torch.testing.assert_close(net(moved), answer, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["operator", "gmn"])
+def test_executors_agree_on_traced_modules(name, traced, build, random_weights):
+    layout = traced.layout()
+    fast, slow = build(name, layout), build(name, layout, executor="edges")
+    slow.load_state_dict(fast.state_dict())
+    weights = random_weights(layout, 2)
+    torch.testing.assert_close(slow(weights), fast(weights), rtol=1e-10, atol=1e-10)
