@@ -13,8 +13,9 @@ from weightspace.errors import CheckpointError, SpecError
 from weightspace.graphs import BlockLayout
 from weightspace.tasks import ClassifyJob, classify, compare, digits_job, evaluate, probe_of, trace_zoo
 from weightspace.tasks import classify as classify_task
-from weightspace.training import TrainConfig, ZooBatches, batches_of, load_checkpoint
+from weightspace.training import TrainConfig, ZooBatches, batches_of, load_checkpoint, seeded
 from weightspace.zoo import Architecture, Zoo, register_architecture
+from weightspace.zoo.neuron_symmetries import SignFlip
 from weightspace.zoo.recipes import siren_architecture
 
 SIREN = siren_architecture((2, 8, 8, 1), 30.0, 0.5)
@@ -132,6 +133,29 @@ def test_wrapped_phases_and_probes(zoo, tmp_path):
     )
     assert result.evaluates_network
     assert evaluate(tmp_path, zoo) == result.test
+
+
+def test_views_average_probabilities_over_flipped_copies(zoo, tmp_path):
+    config = TrainConfig(epochs=2, batch_size=32, augment=("geo", "sign"))
+    result = classify(zoo, tmp_path, model="mlp", config=config, views=5, progress=False)
+    assert result.views == 5
+    assert evaluate(tmp_path, zoo) == result.test  # the copies are the same at every call
+    table = pq.read_table(tmp_path / "predictions.parquet")
+    stored = np.stack([table[f"log_p_{c}"].to_numpy() for c in range(2)], axis=1)
+    np.testing.assert_allclose(np.exp(stored).sum(axis=1), 1, rtol=1e-5)
+    model, test = load_checkpoint(tmp_path), zoo.select(status="ok").split("test", "0")
+    flip = SignFlip(model.layout)
+    with seeded(torch.device("cpu"), "views") as generator, torch.no_grad():
+        mean = sum(model(flip(test.weights(), generator)).softmax(1) for _ in range(5)) / 5
+    np.testing.assert_allclose(np.exp(stored), mean, rtol=1e-5)
+
+
+def test_views_without_a_preserving_augmentation_change_nothing(zoo, tmp_path):
+    config = TrainConfig(epochs=1, batch_size=32, augment=("noise",))
+    result = classify(zoo, tmp_path / "a", model="mlp", config=config, views=3, progress=False)
+    assert result.test == classify(zoo, tmp_path / "b", model="mlp", config=config, progress=False).test
+    with pytest.raises(SpecError, match="'views' of classify must be at least 1"):
+        classify(zoo, tmp_path / "c", views=0)
 
 
 def test_probes_are_values_of_the_networks(zoo):

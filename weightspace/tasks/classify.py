@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
-from weightspace.errors import CheckpointError
+from weightspace.errors import CheckpointError, SpecError
+from weightspace.graphs import BlockLayout, WeightSpace
 from weightspace.metanets import Metanet, build_metanet, metanet_to_json
 from weightspace.tasks.reading import num_classes, probe_of, readable, trace_zoo
 from weightspace.tasks.scores import Scores, score_classes
 from weightspace.training import (
+    Batches,
     Classification,
     Pipeline,
     TrainConfig,
@@ -29,6 +33,7 @@ from weightspace.training import (
     write_json,
 )
 from weightspace.zoo import Zoo
+from weightspace.zoo.augment import Compose
 from weightspace.zoo.named_augmentations import make_augmentation
 
 __all__ = ["ClassifyResult", "classify", "evaluate"]
@@ -43,6 +48,7 @@ class ClassifyResult:
     Args:
         model: Name of the metanetwork.
         parameters: Number of its trained scalars.
+        views: Copies of each network that the scores average over.
         evaluates_network: Whether it runs the networks it reads, rather than reading their weights alone.
         best_epoch: Epoch kept, chosen on the validation split.
         epochs: Epochs trained.
@@ -52,6 +58,7 @@ class ClassifyResult:
 
     model: str
     parameters: int
+    views: int
     evaluates_network: bool
     best_epoch: int
     epochs: int
@@ -74,6 +81,7 @@ def classify(
     config: TrainConfig | None = None,
     salt: str = "0",
     target: str = "label",
+    views: int = 1,
     device: str = "cpu",
     progress: bool = True,
 ) -> ClassifyResult:
@@ -91,14 +99,18 @@ def classify(
         config: How to train it.
         salt: Decides the split.
         target: Column of the labels 0, 1, ....
+        views: Average the scored probabilities over so many copies of each network, moved by those augmentations of
+            ``config`` that preserve its function; training and selection do without.
         device: Where the metanetwork runs.
         progress: Show a progress bar.
 
     Raises:
-        SpecError: the zoo cannot be read this way, or an unknown name or option.
+        SpecError: the zoo cannot be read this way, an unknown name or option, or ``views`` below 1.
         CheckpointError: ``run_dir`` holds another run.
     """
     run_dir, config, options = Path(run_dir), config or TrainConfig(), dict(model_config or {})
+    if views < 1:
+        raise SpecError(f"'views' of classify must be at least 1 (got {views}). 1 scores each network as it is.")
     zoo = readable(zoo)
     traced, classes = trace_zoo(zoo), num_classes(zoo, target)
     layout, space = traced.layout(), traced.weight_space()
@@ -127,19 +139,22 @@ def classify(
         "train": config.to_json(),
         "salt": salt,
         "target": target,
+        "views": views,
         "zoo": {"title": zoo.manifest.title, "recipe": dict(zoo.manifest.recipe), "rows": len(zoo)},
     }
     write_json(run_dir / "config.json", description)
+    scoring = _scoring_pipeline(config, layout, space)
     result = ClassifyResult(
         model=model,
         parameters=sum(p.numel() for p in metanet.parameters()),
+        views=views,
         evaluates_network=bool(options.get("probes")),
         best_epoch=fitted.best_epoch,
         epochs=len(fitted.epochs),
         seconds=fitted.seconds,
         cpu_seconds=fitted.cpu_seconds,
-        val=_score(metanet, zoo.split("val", salt), target, pipeline),
-        test=_score(metanet, zoo.split("test", salt), target, pipeline, run_dir),
+        val=_score(metanet, zoo.split("val", salt), target, scoring, views),
+        test=_score(metanet, zoo.split("test", salt), target, scoring, views, run_dir),
     )
     write_json(run_dir / "results.json", result.to_json())
     return result
@@ -161,30 +176,47 @@ def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str 
     try:
         description = json.loads((run_dir / "config.json").read_bytes())
         salt, target, options = description["salt"], description["target"], description["model_config"]
-        prepare = description["train"]["prepare"]
+        config, views = TrainConfig.from_json(description["train"]), description["views"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"'{run_dir}' is not the folder of a finished run ('config.json' is missing or damaged: "
             f"{type(error).__name__}). Give the folder that training wrote, after it has ended."
         ) from error
     zoo = readable(zoo)
-    layout = trace_zoo(zoo).layout()
+    traced = trace_zoo(zoo)
+    layout = traced.layout()
     probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
     metanet = load_checkpoint(run_dir, layout=layout, probe=probe).to(device)
     rows = zoo if split == "all" else zoo.split(split, salt)
-    return _score(metanet, rows, target, Pipeline(prepare=make_augmentation(prepare, layout)))
+    return _score(metanet, rows, target, _scoring_pipeline(config, layout, traced.weight_space()), views)
 
 
-def _score(metanet: Metanet, zoo: Zoo, target: str, pipeline: Pipeline, run_dir: Path | None = None) -> Scores:
+def _scoring_pipeline(config: TrainConfig, layout: BlockLayout, space: WeightSpace) -> Pipeline:
+    """The preparation of the weights, and those augmentations that leave the networks as they are."""
+    steps = [make_augmentation([name], layout, space) for name in config.augment]
+    preserving = [step for step in steps if step is not None and step.preserves_function]
+    return Pipeline(Compose(preserving) if preserving else None, make_augmentation(config.prepare, layout))
+
+
+def _log_probabilities(metanet: Metanet, data: Batches, pipeline: Pipeline, views: int) -> tuple[Tensor, Tensor]:
+    """Logarithm of the mean probabilities over the views, and labels; the same at every call."""
+    with seeded(next(metanet.parameters()).device, "views") as generator:
+        drawn = [predict(metanet, data, pipeline, generator=generator if views > 1 else None) for _ in range(views)]
+    stacked = torch.stack([logits.log_softmax(dim=1) for logits, _ in drawn])
+    return stacked.logsumexp(dim=0) - math.log(views), drawn[0][1]
+
+
+def _score(
+    metanet: Metanet, zoo: Zoo, target: str, pipeline: Pipeline, views: int, run_dir: Path | None = None
+) -> Scores:
     """Scores of the rows; with a folder, predictions and embedding are written there."""
     data = batches_of(zoo, target)
-    logits, labels = predict(metanet, data, pipeline)
-    log_probabilities = logits.log_softmax(dim=1)
+    log_probabilities, labels = _log_probabilities(metanet, data, pipeline, views)
     keys = zoo.column("split_key")
     if run_dir is not None:
         columns = {name: zoo.rows[name] for name in ("model_id", "split_key")}
-        columns |= {"label": pa.array(labels.numpy()), "predicted": pa.array(logits.argmax(dim=1).numpy())}
-        columns |= {f"log_p_{c}": pa.array(log_probabilities[:, c].numpy()) for c in range(logits.shape[1])}
+        columns |= {"label": pa.array(labels.numpy()), "predicted": pa.array(log_probabilities.argmax(dim=1).numpy())}
+        columns |= {f"log_p_{c}": pa.array(log_probabilities[:, c].numpy()) for c in range(log_probabilities.shape[1])}
         pq.write_table(pa.table(columns), run_dir / "predictions.parquet")
         embedding, _ = predict(metanet, data, pipeline, method="embed")
         np.savez(

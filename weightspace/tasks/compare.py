@@ -24,7 +24,7 @@ class ClassifyJob:
 
     Args:
         name: Sub-folder of the run.
-        model, model_config, config, salt: As there.
+        model, model_config, config, salt, views: As there.
     """
 
     name: str
@@ -32,6 +32,7 @@ class ClassifyJob:
     model_config: Mapping[str, Any] = field(default_factory=dict)
     config: TrainConfig = field(default_factory=TrainConfig)
     salt: str = "0"
+    views: int = 1
 
 
 def compare(
@@ -70,6 +71,7 @@ def _run_group(zoo: str, out: Path, jobs: list[ClassifyJob], progress: bool) -> 
             model_config=job.model_config,
             config=job.config,
             salt=job.salt,
+            views=job.views,
             progress=progress,
         )
         for job in jobs

@@ -46,6 +46,7 @@ def predict(
     *,
     parameters: Mapping[str, Tensor] | None = None,
     method: str = "forward",
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and targets of all networks, in their order, on the CPU.
 
@@ -54,13 +55,14 @@ def predict(
         data: Networks.
         pipeline: Preparation of the weights.
         parameters: Used instead of the model's own (a running average).
+        generator: Switches the augmentation of the pipeline on; on the device of the model.
         method: ``"forward"`` or another method of the model that takes a batched state dict (``"embed"``).
     """
     training, device = model.training, device_of(model)
     model.eval()
     outputs, targets = [], []
     for weights, target in data.batches(EVALUATION_BATCH):
-        ready = (pipeline or Pipeline())({name: value.to(device) for name, value in weights.items()})
+        ready = (pipeline or Pipeline())({name: value.to(device) for name, value in weights.items()}, generator)
         if parameters is None:
             out = getattr(model, method)(ready)
         else:
