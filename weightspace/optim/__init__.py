@@ -1,0 +1,1 @@
+"""Learned optimizers: networks as update rules. Empty in this version; the import direction is fixed already."""
