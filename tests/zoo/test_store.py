@@ -1,5 +1,7 @@
 """The store: exact round trips, deterministic bytes, selections, splits, errors of the writer."""
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from torch import nn
 
 from weightspace.errors import ShapeError, SpecError, ZooFormatError
 from weightspace.zoo import Architecture, Zoo, register_architecture
+from weightspace.zoo.index import rows_where
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -325,3 +328,36 @@ def test_an_empty_zoo_can_be_looked_at(tmp_path, toy):
     assert (len(zoo), zoo.units, zoo.architectures) == (0, [], [])
     assert zoo.info().rows == 0
     assert str(zoo.verify(deep=True)).startswith(f"Zoo '{tmp_path / 'empty'}': no damage in 0 rows of 0 units")
+
+
+def test_selecting_by_expression_keeps_the_order_of_long_tables():
+    table = pa.table({"n": np.arange(300_000), "odd": np.arange(300_000) % 2})
+    assert np.array_equal(rows_where(table, pc.field("odd") == 1)["n"].to_numpy(), np.arange(1, 300_000, 2))
+
+
+THREADS = """
+import os, sys
+import pyarrow.compute as pc
+import torch
+from weightspace.zoo import Architecture, Zoo
+
+torch.set_num_threads(1)
+before = set(os.listdir("/proc/self/task"))
+fields = {"step": 0, "seed": 0, "init_id": "i", "split_key": "k", "label": 0, "psnr": 1.0}
+for unit in "abc":
+    rows = [{"model_id": f"{unit}{i}", "run_id": "r", **fields} for i in range(300)]
+    architecture = Architecture("toy", {}, {"w": ((3,), "float32")})
+    Zoo.create(sys.argv[1], recipe={}, forward={}).append(unit, architecture, torch.zeros(300, 3), rows)
+zoo = Zoo.open(sys.argv[1])
+str(zoo.info()), zoo.verify(deep=True), list(zoo.split("train").select(pc.field("psnr") > 0, label=0).loader(8))
+extra = set(os.listdir("/proc/self/task")) - before
+assert not extra, extra
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="counts the threads of a process where Linux lists them"
+)
+def test_no_threads_are_started(tmp_path):
+    """Arrow's thread pool, once started, aborts one process in five or so when it exits on a busy machine."""
+    subprocess.run([sys.executable, "-c", THREADS, str(tmp_path)], check=True)

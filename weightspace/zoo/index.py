@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import acero
 
 from weightspace.errors import SpecError, ZooFormatError
 from weightspace.zoo import files
@@ -32,6 +34,8 @@ __all__ = [
     "locate",
     "offset_column",
     "read_index",
+    "rows_where",
+    "rows_with",
 ]
 
 _GIVEN = {  # columns of the caller; those of _NOT_NULL must have a value in every row
@@ -120,6 +124,19 @@ def encode(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
     return encoded.chunk(0).dictionary.to_pylist(), encoded.chunk(0).indices.to_numpy().astype(np.int64)
 
 
+def rows_with(table: pa.Table, column: str, values: Sequence[Any]) -> pa.Table:
+    """Rows whose column has one of the values, in order; values are cast to the type of the column."""
+    options = pc.SetLookupOptions(value_set=pa.array(values).cast(table.schema.field(column).type))
+    return table.filter(pc.call_function("is_in", [table[column]], options))
+
+
+def rows_where(table: pa.Table, expression: pc.Expression) -> pa.Table:
+    """Rows that fulfil an expression, in order; ``Table.filter`` would start Arrow's threads (see read_index)."""
+    source = acero.Declaration("table_source", acero.TableSourceNodeOptions(table))
+    chosen = acero.Declaration("filter", acero.FilterNodeOptions(expression), inputs=[source])
+    return chosen.to_table(use_threads=False)
+
+
 def encode_index(table: pa.Table, zoo_id: str, unit: str, shard: ShardRecord) -> bytes:
     """Parquet bytes of an index with checksums of its rows and its shard; same input, same bytes."""
     metadata = {"zoo_id": zoo_id, "unit": unit, "rows_sha256": digest_rows(table)}
@@ -142,8 +159,9 @@ def read_index(path: Path) -> tuple[pa.Table, IndexMetadata]:
         ZooFormatError: the file is not a readable index.
     """
     try:
-        with pq.ParquetFile(pa.BufferReader(files.read(path)), page_checksum_verification=True) as file:
-            table = file.read()
+        source = pa.BufferReader(files.read(path))
+        with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file:
+            table = file.read(use_threads=False)  # Arrow's thread pool may abort the process when it exits
         metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         shard = ShardRecord(metadata["shard_sha256"], metadata["shard_nbytes"])
         found = IndexMetadata(metadata["zoo_id"], metadata["unit"], metadata["rows_sha256"], shard)

@@ -18,7 +18,7 @@ from weightspace.errors import SpecError
 from weightspace.zoo import files
 from weightspace.zoo.architecture import Architecture
 from weightspace.zoo.folder import Part, ZooFolder, create_folder
-from weightspace.zoo.index import encode, locate
+from weightspace.zoo.index import encode, locate, rows_where, rows_with
 from weightspace.zoo.info import ZooInfo, summarise
 from weightspace.zoo.loader import ZooBatch, ZooLoader
 from weightspace.zoo.manifest import Manifest
@@ -204,13 +204,12 @@ class Zoo:
         where = where(rows) if callable(where) else where
         try:
             if isinstance(where, pc.Expression):
-                rows = rows.filter(where)
+                rows = rows_where(rows, where)
             elif where is not None:
                 rows = rows.take(pa.array(_numbers(where, rows.num_rows)))
             for name, value in equal.items():
                 several = isinstance(value, (list, tuple, set, range, np.ndarray))
-                values = pa.array(list(value) if several else [value]).cast(rows.schema.field(self._known(name)).type)
-                rows = rows.filter(pc.field(name).isin(values))
+                rows = rows_with(rows, self._known(name), list(value) if several else [value])
         except pa.ArrowException as error:
             raise SpecError(f"The condition does not fit the columns {self.rows.column_names} ({error}).") from error
         return Zoo(self._folder, rows)

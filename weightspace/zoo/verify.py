@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from weightspace.errors import ZooFormatError
 from weightspace.zoo import files
 from weightspace.zoo.folder import ZooFolder
-from weightspace.zoo.index import digest_rows, locate, read_index
+from weightspace.zoo.index import digest_rows, locate, read_index, rows_with
 
 __all__ = ["ZooReport", "verify_folder"]
 
@@ -114,7 +113,7 @@ def _check_unit(folder: ZooFolder, unit: str, table: pa.Table, deep: bool) -> li
     for key in table["arch"].unique().to_pylist():
         try:
             architecture = folder.architecture(key)
-            location = locate(table.filter(pc.field("arch") == key), architecture)
+            location = locate(rows_with(table, "arch", [key]), architecture)
             for dtype, size in architecture.numel_by_dtype.items():
                 used.setdefault(dtype, []).append((location.offsets[dtype], size))
             if deep:
