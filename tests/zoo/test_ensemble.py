@@ -11,7 +11,7 @@ from torch import nn
 from weightspace.errors import PerformanceWarning, ShapeError, SpecError
 from weightspace.zoo.ensemble import AdamSchedule, fit_ensemble_vmap, one_thread
 from weightspace.zoo.recipes import Siren, init_bounds, pixel_coordinates
-from weightspace.zoo.siren_ensemble import SirenEnsemble, _sine_cosine, siren_loss_and_gradient
+from weightspace.zoo.siren_ensemble import SirenEnsemble, _fused_sine_cosine, siren_loss_and_gradient
 from weightspace.zoo.sources import load_images
 
 
@@ -48,7 +48,7 @@ WIDTHS = (2, 32, 32, 1)
 
 def test_sine_and_cosine_are_accurate_over_many_turns():
     angle = torch.linspace(-300, 300, 200_001)
-    sine, cosine = _sine_cosine(angle)
+    sine, cosine = _fused_sine_cosine(angle)
     torch.testing.assert_close(sine.double(), angle.double().sin(), rtol=0, atol=1e-6)
     torch.testing.assert_close(cosine.double(), angle.double().cos(), rtol=0, atol=1e-6)
 

@@ -66,9 +66,14 @@ def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
 
 
 def _sine_cosine(angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Sine and cosine of radians; in float32 by one range reduction and half angles, absolute error 2e-7."""
-    if angle.dtype != torch.float32:
-        return torch.sin(angle), torch.cos(angle)
+    """Sine and cosine of radians: one fused loop if compiled in float32, torch's own otherwise."""
+    if torch.compiler.is_compiling() and angle.dtype == torch.float32:
+        return _fused_sine_cosine(angle)
+    return torch.sin(angle), torch.cos(angle)
+
+
+def _fused_sine_cosine(angle: Tensor) -> tuple[Tensor, Tensor]:
+    """By one range reduction and half angles; absolute error below 1e-6 up to hundreds of radians."""
     turns = torch.round(angle * (1 / (2 * math.pi)))
     rest = (angle - turns * _TURN) - turns * _TURN_REST  # Cody-Waite
     square = rest * rest
