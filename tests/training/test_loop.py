@@ -2,6 +2,7 @@
 
 import csv
 import json
+import socket
 
 import pytest
 import torch
@@ -86,6 +87,13 @@ def test_a_kill_between_the_two_checkpoints_loses_nothing(train_model, tmp_path,
     resumed, b = train_model(tmp_path / "cut", CONFIG)
     assert bits(resumed) == bits(whole)
     assert figures(a) == figures(b)
+
+
+def test_what_a_killed_run_left_half_written_is_removed(train_model, tmp_path):
+    stale = tmp_path / f".metrics.csv.{socket.gethostname().replace('.', '-')}.{2**22 + 1}.aa.tmp"
+    stale.write_text("half a row")
+    train_model(tmp_path, CONFIG)
+    assert not stale.exists()
 
 
 def test_a_finished_run_is_loaded_and_not_repeated(train_model, tmp_path):

@@ -22,6 +22,7 @@ from weightspace.training.history import write_metrics
 from weightspace.training.objective import Objective
 from weightspace.training.pipeline import Pipeline, device_of, predict, seeded
 from weightspace.training.schedule import ParameterAverage, learning_rate_factor
+from weightspace.zoo.files import sweep
 
 __all__ = ["DivergedError", "FitResult", "fit"]
 
@@ -81,6 +82,7 @@ def fit(
     """
     run_dir = Path(run_dir)
     run = _Run(model, train, val, config, run_dir, objective, dict(record), pipeline or Pipeline())
+    sweep(run_dir)
     if has_checkpoint(run_dir, "resume"):
         run.restore()
     steps = -(-len(train) // config.batch_size) * config.epochs
