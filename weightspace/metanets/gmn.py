@@ -34,7 +34,7 @@ class GraphMetanetworkConfig:
         executor: ``"blocks"`` or ``"edges"`` (gather and scatter edge by edge: same numbers, slow).
     """
 
-    width: int = 64
+    width: int = 32
     edge_width: int = 8
     layers: int = 3
     edge_units: int = 16
