@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,12 +87,16 @@ def fit(
     if has_checkpoint(run_dir, "resume"):
         run.restore()
     steps = -(-len(train) // config.batch_size) * config.epochs
-    with tqdm(total=steps, initial=run.step, unit="step", desc=run_dir.name, disable=not progress) as bar:
+    pause = 0.1 if sys.stderr.isatty() else 15.0  # seconds between updates; a log file wants few lines
+    with tqdm(
+        total=steps, initial=run.step, unit="step", desc=run_dir.name, disable=not progress, mininterval=pause
+    ) as bar:
         while not run.finished:
             run.train_epoch(bar)
             run.close_epoch()
             figures = run.history[-1]
-            bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("val_loss", "val_accuracy", "val_r2") if k in figures})
+            shown = {k: f"{figures[k]:.3f}" for k in ("val_loss", "val_accuracy", "val_r2") if k in figures}
+            bar.set_postfix(shown, refresh=False)
     best, head = read_checkpoint(run_dir, "checkpoint")
     model.load_state_dict(best)
     model.eval()
