@@ -32,7 +32,6 @@ MAY_IMPORT_EXTRAS = ("weightspace/commands/", "weightspace/graphs/drawing.py", "
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint", "input"}
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # Asks whether an exception can cross from a worker to its parent, as multiprocessing will send it; no data is read.
-MAY_USE_PICKLE = {"weightspace/zoo/engines/local.py"}
 GLOBAL_SEEDS = {"torch.manual_seed", "np.random.seed", "numpy.random.seed", "random.seed"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|Users|root|work|mnt|tmp)/\w|[A-Z]:\\\\")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 60
@@ -129,8 +128,7 @@ def test_extras_stay_optional(path):
 
 @pytest.mark.parametrize("path", FILES, ids=_name)
 def test_nothing_forbidden_is_called(path):
-    allowed = {"pickle"} if _name(path) in MAY_USE_PICKLE else set()
-    assert not set(_forbidden(_tree(path))) - allowed
+    assert not _forbidden(_tree(path))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ __all__ = [
     "UnsupportedModuleError",
     "WeightspaceError",
     "ZooFormatError",
+    "ZooWriteError",
 ]
 
 
@@ -30,6 +31,10 @@ class ShapeError(WeightspaceError, ValueError):
 
 class ZooFormatError(WeightspaceError, ValueError):
     """A folder is not a zoo, or something in it is missing, truncated or altered."""
+
+
+class ZooWriteError(WeightspaceError, OSError):
+    """A file of a zoo could not be written (disk full, quota, permissions); everything published before is intact."""
 
 
 class DataSourceError(WeightspaceError, ValueError):

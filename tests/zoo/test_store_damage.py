@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from weightspace.errors import WeightspaceError, ZooFormatError
-from weightspace.zoo import Architecture, Zoo, ZooWriteError, files
+from weightspace.errors import WeightspaceError, ZooFormatError, ZooWriteError
+from weightspace.zoo import Architecture, Zoo, files
 from weightspace.zoo.index import encode_index, read_index
 
 

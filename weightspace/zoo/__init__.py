@@ -4,7 +4,6 @@ Builders, augmentations and data sources are in their own modules: ``zoo.build``
 """
 
 from weightspace.zoo.architecture import Architecture, register_architecture
-from weightspace.zoo.files import ZooWriteError
 from weightspace.zoo.index import REQUIRED_COLUMNS
 from weightspace.zoo.info import ZooInfo
 from weightspace.zoo.loader import ZooBatch, ZooLoader
@@ -30,7 +29,6 @@ __all__ = [
     "ZooItem",
     "ZooLoader",
     "ZooReport",
-    "ZooWriteError",
     "known_recipes",
     "make_recipe",
     "register_architecture",

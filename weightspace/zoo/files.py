@@ -15,16 +15,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from weightspace.errors import WeightspaceError
+from weightspace.errors import ZooWriteError
 
-__all__ = ["ZooWriteError", "publish", "published", "read", "stale_temporaries", "sweep"]
+__all__ = ["publish", "published", "read", "stale_temporaries", "sweep"]
 
 _SUFFIX = ".tmp"
 _DAY = 86400.0  # seconds after which a temporary file of another host counts as left behind
-
-
-class ZooWriteError(WeightspaceError, OSError):
-    """A file of a zoo could not be written (disk full, quota, permissions); everything published before is intact."""
 
 
 def publish(path: Path, chunks: Iterable[bytes | memoryview]) -> None:

@@ -51,7 +51,8 @@ def read_run(name: str, folder: Path) -> Run:
     try:
         results = json.loads((folder / "results.json").read_bytes())
         epochs = json.loads((folder / "metrics.json").read_bytes())
-        table = pq.read_table(folder / "predictions.parquet")
+        # Without threads: those of Arrow can abort the process when it exits.
+        table = pq.ParquetFile(folder / "predictions.parquet", pre_buffer=False).read(use_threads=False)
         with np.load(folder / "embedding.npz", allow_pickle=False) as stored:
             embedding = stored["embedding"]
         columns = {key: np.array([row[key] for row in epochs]) for key in ("train_accuracy", "val_accuracy", "seconds")}

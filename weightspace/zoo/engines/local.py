@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import traceback
@@ -153,11 +152,9 @@ def _leave_with_parent() -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error with its traceback as a note; its text alone where it cannot be pickled."""
-    if not isinstance(error, WeightspaceError):
-        error.add_note("In a worker process:\n" + "".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a foreign class raises on the way
-        return WeightspaceError(f"{type(error).__name__}: {error}")
-    return error
+    """The error with its traceback as a note; its text alone where its class may not survive the pipe."""
+    if isinstance(error, WeightspaceError):
+        return error
+    portable = error if type(error).__module__ == "builtins" else WeightspaceError(f"{type(error).__name__}: {error}")
+    portable.add_note("In a worker process:\n" + "".join(traceback.format_exception(error)))
+    return portable
