@@ -130,7 +130,7 @@ def _serve(connection: Connection, make_work: Callable[[], Work]) -> None:
     while True:
         try:
             task = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the parent closed its end, or was killed
             return
         try:
             work = work or make_work()
