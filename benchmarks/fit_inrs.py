@@ -154,7 +154,7 @@ def parity(recipe: DigitsInr, fits: dict[str, tuple[Fit, int, float]], lr: float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", help="IDX file, folder or .npz for 28x28; digits resampled by default")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--grids", type=int, nargs="+", default=[8, 28])

@@ -66,7 +66,7 @@ def seconds_until_gone(group: int) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--limit", type=int, default=0, help="images; 0 for all 1,797")
     parser.add_argument("--workers", type=int, default=2)

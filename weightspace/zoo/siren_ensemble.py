@@ -244,8 +244,8 @@ class SirenEnsemble:
         except Exception as error:  # torch has no common class for what can fail down to the C++ compiler
             reason = next(iter(str(error).splitlines()), "")[:200]
             warnings.warn(
-                f"The training step of SIREN {self.widths} runs uncompiled, and slower ({type(error).__name__}: {reason})."
-                " Install a C++ compiler (g++ or clang), or pass compiled=False if slow is good enough.",
+                f"The step of SIREN {self.widths} runs uncompiled, and slower ({type(error).__name__}: {reason}). "
+                "Install a C++ compiler (g++ or clang), or pass compiled=False if slow is good enough.",
                 PerformanceWarning,
                 stacklevel=3,
             )
