@@ -30,7 +30,7 @@ def _command(recipe: type[AbstractRecipe]) -> Callable[..., int]:
 
         Args:
             out: Folder of the zoo, made if it is not there.
-            options: What the zoo holds.
+            options: Options of the recipe.
             workers: Processes that train; as many as there are cores if not given. Does not change the zoo.
         """
         zoo = build_recipe(options, out, workers=workers)

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-if TYPE_CHECKING:
-    from weightspace.graphs.weight_space import NeuronPermutation, WeightSpace
+from weightspace.graphs.neuron_permutation import NeuronPermutation
 
-__all__ = ["Verification", "verify_symmetry"]
+__all__ = ["Symmetry", "Verification", "verify_symmetry"]
+
+
+class Symmetry(Protocol):
+    """What is checked: a group with names for its parts, acting on weights. A ``WeightSpace`` is one."""
+
+    @property
+    def groups(self) -> Mapping[str, Any]:
+        """The parts, by name."""
+        ...
+
+    def random_permutation(self, generator: torch.Generator) -> NeuronPermutation:
+        """A random element."""
+        ...
+
+    def restricted(self, group: str, g: NeuronPermutation) -> NeuronPermutation:
+        """What an element does to one part."""
+        ...
+
+    def permute(self, weights: Mapping[str, Tensor], g: NeuronPermutation) -> dict[str, Tensor]:
+        """The action."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,7 @@ class Verification:
 
 
 def verify_symmetry(
-    space: WeightSpace,
+    space: Symmetry,
     evaluate: Callable[..., Any],
     weights: Mapping[str, Tensor],
     inputs: Sequence[Any],
@@ -92,7 +112,7 @@ def verify_symmetry(
     return Verification(worst, moved, trials, tolerance, tuple(broken))
 
 
-def _element(space: WeightSpace, generator: torch.Generator, tries: int = 20) -> NeuronPermutation:
+def _element(space: Symmetry, generator: torch.Generator, tries: int = 20) -> NeuronPermutation:
     """A random element that is not the identity, unless the group is trivial."""
     g = space.random_permutation(generator)
     for _ in range(tries):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs.axis_blocks import axis_parts
@@ -212,7 +214,8 @@ class WeightSpace:
         """Apply random group elements in float64 and compare the function's outputs.
 
         Args:
-            module: A module of this architecture; its own values are not used, random ones are.
+            module: A module of this architecture; its own values are not used, random ones are. (Modules that keep
+                something computed from their weights are no functions of them: check ``trace(module, ...).verify()``.)
             inputs: Example inputs.
             trials: Number of random group elements.
             seed: Of weights, inputs and elements.
@@ -220,10 +223,13 @@ class WeightSpace:
         Returns:
             The largest relative deviation, and which groups break the function if any does.
         """
-        from weightspace.graphs.trace import trace
+        double = copy.deepcopy(module).double().eval()
+        weights = {**dict(double.named_parameters()), **dict(double.named_buffers())}
 
-        traced = trace(module, *inputs)
-        return verify_symmetry(self, traced.evaluate, traced.example_weights, inputs, trials=trials, seed=seed)
+        def evaluate(weights: Mapping[str, Tensor], *inputs: Any) -> Any:
+            return functional_call(double, dict(weights), inputs)
+
+        return verify_symmetry(self, evaluate, weights, inputs, trials=trials, seed=seed)
 
     def restricted(self, group: str, g: NeuronPermutation) -> NeuronPermutation:
         """The part of a group element that moves only neurons of one group (and of groups nested in it)."""

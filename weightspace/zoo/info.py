@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
-from weightspace.zoo.manifest import FORMAT_VERSION
+from weightspace.zoo.architecture import Architecture
+from weightspace.zoo.manifest import FORMAT_VERSION, Manifest
 from weightspace.zoo.splits import DEFAULT_FRACTIONS, split_of
-
-if TYPE_CHECKING:
-    from weightspace.zoo.store import Zoo
 
 __all__ = ["ZooInfo", "summarise"]
 
@@ -74,17 +73,20 @@ class ZooInfo:
     __repr__ = __str__
 
 
-def summarise(zoo: Zoo) -> ZooInfo:
-    """Count what a zoo or a selection holds."""
-    rows, manifest = zoo.rows, zoo.manifest
+def summarise(rows: pa.Table, manifest: Manifest, architectures: Sequence[Architecture], units: int) -> ZooInfo:
+    """Count what rows of a zoo hold.
+
+    Args:
+        rows: Index rows.
+        manifest: Of the zoo.
+        architectures: Those of the rows.
+        units: Published work units of the whole zoo.
+    """
     per_key = {split_key: split_of(split_key) for split_key in rows["split_key"].unique().to_pylist()}
     splits = dict.fromkeys(DEFAULT_FRACTIONS, 0)
-    for split_key, count in _counts(zoo, "split_key").items():
+    for split_key, count in _counts(rows, "split_key").items():
         splits[per_key[split_key]] += count
-    per_architecture = _counts(zoo, "arch")
-    architectures = {
-        a.hash: {"kind": a.kind, "rows": per_architecture[a.hash], "scalars": a.numel} for a in zoo.architectures
-    }
+    per_architecture = _counts(rows, "arch")
     return ZooInfo(
         title=manifest.title,
         licence=manifest.licence,
@@ -92,29 +94,31 @@ def summarise(zoo: Zoo) -> ZooInfo:
         format_version=FORMAT_VERSION,
         recipe=dict(manifest.recipe),
         forward=dict(manifest.forward),
-        units=len(zoo.units),
+        units=units,
         rows=rows.num_rows,
         runs=len(rows["run_id"].unique()),
         split_keys=len(per_key),
-        architectures=architectures,
-        nbytes=sum(a.nbytes * per_architecture[a.hash] for a in zoo.architectures),
-        labels={label: count for label, count in sorted(_counts(zoo, "label").items(), key=str) if label is not None},
-        status=_counts(zoo, "status"),
+        architectures={
+            a.hash: {"kind": a.kind, "rows": per_architecture[a.hash], "scalars": a.numel} for a in architectures
+        },
+        nbytes=sum(a.nbytes * per_architecture[a.hash] for a in architectures),
+        labels={label: count for label, count in sorted(_counts(rows, "label").items(), key=str) if label is not None},
+        status=_counts(rows, "status"),
         splits=splits if rows.num_rows else {},
-        metrics=_metrics(zoo),
+        metrics=_metrics(rows),
     )
 
 
-def _counts(zoo: Zoo, column: str) -> dict[Any, int]:
+def _counts(rows: pa.Table, column: str) -> dict[Any, int]:
     """Rows per value of a column."""
-    return {pair["values"]: pair["counts"] for pair in zoo.rows[column].value_counts().to_pylist()}
+    return {pair["values"]: pair["counts"] for pair in rows[column].value_counts().to_pylist()}
 
 
-def _metrics(zoo: Zoo) -> dict[str, tuple[float, float, float]]:
+def _metrics(rows: pa.Table) -> dict[str, tuple[float, float, float]]:
     """Smallest, mean and largest value of every float column."""
     found = {}
-    for name in zoo.rows.column_names:
-        column = zoo.rows[name]
+    for name in rows.column_names:
+        column = rows[name]
         if pa.types.is_floating(column.type) and column.null_count < len(column):
             values = column.drop_null().to_numpy()
             found[name] = (float(values.min()), float(values.mean()), float(values.max()))

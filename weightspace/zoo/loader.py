@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +15,35 @@ from weightspace.errors import SpecError
 from weightspace.zoo.architecture import Architecture
 from weightspace.zoo.index import encode
 
-if TYPE_CHECKING:
-    from weightspace.zoo.store import Zoo
+__all__ = ["ZooBatch", "ZooLoader", "ZooRows"]
 
-__all__ = ["ZooBatch", "ZooLoader"]
+
+class ZooRows(Protocol):
+    """What a loader reads: rows and their weights. A ``Zoo`` is one."""
+
+    @property
+    def rows(self) -> pa.Table:
+        """Index rows."""
+        ...
+
+    @property
+    def architectures(self) -> Sequence[Architecture]:
+        """Architectures of the rows, in the order of their first row."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of the index."""
+        ...
+
+    def flat(self, architecture: Architecture, positions: np.ndarray) -> Mapping[str, Tensor]:
+        """Weights as one matrix per dtype."""
+        ...
+
+    def read(self, architecture: Architecture, positions: np.ndarray) -> dict[str, Tensor]:
+        """Weights as a batched state dict."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +62,7 @@ class ZooBatch:
     labels: Tensor | None
     index: Tensor
     architecture: Architecture
-    zoo: Zoo
+    zoo: ZooRows
 
     @property
     def rows(self) -> pa.Table:
@@ -76,7 +101,7 @@ class ZooLoader:
 
     def __init__(
         self,
-        zoo: Zoo,
+        zoo: ZooRows,
         batch_size: int,
         *,
         shuffle: bool = False,
@@ -98,7 +123,7 @@ class ZooLoader:
         row_bytes = np.array([architecture.nbytes for architecture in self._architectures])[self._codes]
         self._fits = int(row_bytes.sum()) <= memory_budget
         self._window = max(batch_size, int(memory_budget // max(row_bytes.mean(), 1))) if len(zoo) else 1
-        self._cache: dict[int, tuple[np.ndarray, dict[str, Tensor]]] = {}
+        self._cache: dict[int, tuple[np.ndarray, Mapping[str, Tensor]]] = {}
 
     def __len__(self) -> int:
         counts = np.bincount(self._codes, minlength=1)
@@ -153,7 +178,7 @@ class ZooLoader:
         return ZooBatch(weights, labels, index, architecture, self.zoo)
 
 
-def _targets(zoo: Zoo, name: str) -> Tensor | None:
+def _targets(zoo: ZooRows, name: str) -> Tensor | None:
     """A numeric column as a tensor; None where it has no value at all."""
     values = zoo.column(name)
     empty = zoo.rows[name].null_count

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from weightspace.zoo.architecture import Architecture
 from weightspace.zoo.folder import Part, ZooFolder, create_folder
 from weightspace.zoo.index import encode, locate, rows_where, rows_with
 from weightspace.zoo.info import ZooInfo, summarise
-from weightspace.zoo.loader import ZooBatch, ZooLoader
+from weightspace.zoo.loader import ZooBatch, ZooLoader, ZooRows
 from weightspace.zoo.manifest import Manifest
 from weightspace.zoo.shard import Location
 from weightspace.zoo.splits import DEFAULT_FRACTIONS, split_of
@@ -295,7 +295,7 @@ class Zoo:
     ) -> ZooLoader:
         """Batches of one architecture each that cover every row once; see :class:`ZooLoader`."""
         return ZooLoader(
-            self,
+            cast(ZooRows, self),  # type checkers do not take a cached property for a property
             batch_size,
             shuffle=shuffle,
             seed=seed,
@@ -310,7 +310,7 @@ class Zoo:
 
     def info(self) -> ZooInfo:
         """Counts and provenance, printable."""
-        return summarise(self)
+        return summarise(self.rows, self.manifest, self.architectures, len(self.units))
 
     def verify(self, deep: bool = False) -> ZooReport:
         """Look for damage in the whole zoo, selected or not; ``deep`` reads every byte."""
