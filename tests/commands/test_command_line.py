@@ -90,9 +90,11 @@ def test_an_interrupt_says_how_to_resume(run, monkeypatch):
 
 def test_graph_prints_checks_and_draws(run, tmp_path):
     target = tmp_path / "net.png"
-    code, out, err = run("graph", "torch.nn:Linear(3, 8)", "--input", "1,3", "--draw", str(target))
+    code, out, err = run(
+        "graph", "weightspace.zoo.recipes.inr:Siren((2, 8, 8, 1))", "--input", "5,2", "--draw", str(target)
+    )
     assert (code, err) == (0, "")
-    assert "WeightSpace(2 tensors" in out
+    assert "WeightSpace(6 tensors" in out
     assert "Verification(passed" in out
     assert target.read_bytes().startswith(b"\x89PNG")
 

@@ -43,7 +43,8 @@ def rows(count: int, **more) -> list[dict]:
 
 def make_zoo(path: Path, architecture: Architecture = SIREN, count: int = 120, forward=None) -> Zoo:
     """Networks of class 1 have larger first-layer weights."""
-    zoo = Zoo.create(path, recipe={"name": "toy", "shapes": architecture.hash}, forward=forward or {}, title="Toy")
+    forward = {"input_shape": [1, 2]} if forward is None else forward
+    zoo = Zoo.create(path, recipe={"name": "toy", "shapes": architecture.hash}, forward=forward, title="Toy")
     g = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(count, *shape, generator=g) * 0.1 for name, (shape, _) in architecture.shapes.items()}
     first = next(iter(weights))
@@ -211,7 +212,7 @@ def test_a_folder_that_is_no_run_is_refused(zoo, tmp_path):
 
 def test_an_unknown_input_shape_is_asked_for_and_may_be_recorded(tmp_path):
     with pytest.raises(SpecError, match="does not say what networks .* Pass input_shape"):
-        trace_zoo(make_zoo(tmp_path / "a", TINY, count=20))
+        trace_zoo(make_zoo(tmp_path / "a", TINY, count=20, forward={}))
     recorded = make_zoo(tmp_path / "b", TINY, count=20, forward={"input_shape": [1, 3]})
     assert trace_zoo(recorded).layout() == trace_zoo(recorded, (7, 3)).layout()
     assert trace_zoo(recorded).layout() == BlockLayout.mlp([3, 4, 1], activation="tanh")

@@ -25,6 +25,8 @@ def _command(recipe: type[AbstractRecipe]) -> Callable[..., int]:
         out: Path,
         options: Annotated[recipe, Parameter(name="*")] = recipe(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
         workers: int | None = None,
+        title: str = "",
+        licence: str = "",
     ) -> int:
         """Build, or go on building, a zoo.
 
@@ -32,8 +34,10 @@ def _command(recipe: type[AbstractRecipe]) -> Callable[..., int]:
             out: Folder of the zoo, made if it is not there.
             options: Options of the recipe.
             workers: Processes that train; as many as there are cores if not given. Does not change the zoo.
+            title: One line about the zoo, for people.
+            licence: Licence of the weights, an SPDX name where there is one.
         """
-        zoo = build_recipe(options, out, workers=workers)
+        zoo = build_recipe(options, out, workers=workers, title=title, licence=licence)
         say(str(zoo.info()))
         return 0
 

@@ -63,6 +63,8 @@ class Verification:
         return self.ok
 
     def __repr__(self) -> str:
+        if self.ok and not self.moved:
+            return f"Verification(nothing to check: {self.trials} random group elements moved no weight)"
         verdict = "passed" if self.ok else f"FAILED, broken by {', '.join(self.broken) or 'combinations of groups'}"
         return (
             f"Verification({verdict}: largest relative deviation {self.deviation:.1e} over {self.trials} random group "

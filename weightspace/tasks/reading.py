@@ -47,8 +47,8 @@ def trace_zoo(zoo: Zoo, input_shape: Sequence[int] | None = None) -> Trace:
 
     Args:
         zoo: Rows of one architecture.
-        input_shape: Shape of an example input; by default ``input_shape`` of the zoo's forward recipe, or one
-            coordinate of a SIREN.
+        input_shape: Shape of an example input, batch axis first; by default ``input_shape`` of the zoo's forward
+            recipe.
 
     Raises:
         SpecError: the rows are of several architectures, or nothing says what the networks take.
@@ -60,8 +60,6 @@ def trace_zoo(zoo: Zoo, input_shape: Sequence[int] | None = None) -> Trace:
         )
     architecture = zoo.architectures[0]
     shape = input_shape or zoo.manifest.forward.get("input_shape")
-    if shape is None and architecture.kind == "siren":
-        shape = (1, architecture.config["widths"][0])
     if shape is None:
         raise SpecError(
             f"The forward recipe of {zoo!r} does not say what networks of {architecture} take. Pass input_shape=..., "
@@ -71,13 +69,13 @@ def trace_zoo(zoo: Zoo, input_shape: Sequence[int] | None = None) -> Trace:
 
 
 def probe_of(zoo: Zoo, probes: int) -> Probe:
-    """What evaluates the networks of a zoo on ``probes`` coordinates: values of all node layers.
+    """What evaluates the networks of a zoo on ``probes`` inputs: values of all node layers.
 
     Raises:
         SpecError: see :func:`trace_zoo`.
     """
-    architecture = zoo.architectures[0]
-    traced = trace_zoo(zoo, (probes, architecture.config["widths"][0]) if architecture.kind == "siren" else None)
+    shape = zoo.manifest.forward.get("input_shape")
+    traced = trace_zoo(zoo, shape and (probes, *shape[1:]))
 
     def probe(weights: Mapping[str, Tensor], inputs: Tensor) -> Mapping[str, Tensor]:
         return torch.vmap(lambda one: traced.node_values(one, inputs))(dict(weights))

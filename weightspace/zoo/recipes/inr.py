@@ -122,6 +122,7 @@ class DigitsInr(AbstractRecipe):
             "kind": "siren",
             "omega": self.omega,
             "output_offset": _OUTPUT_OFFSET,
+            "input_shape": [1, self.widths[0]],
             "grid": self.grid,
             "coordinates": "pixel centres",
             "coordinate_order": ["x", "y"],
