@@ -7,8 +7,11 @@ from weightspace.training import TrainConfig
 
 __all__ = ["digits_job"]
 
-_EPOCHS = {"operator": 30, "gmn": 15, "mlp": 15, "statnn": 30}
+_EPOCHS = {"operator": 30, "gmn": 20, "mlp": 15, "statnn": 30}
 """Passes after which more time buys little; the baselines are at their best long before."""
+
+_RATES = {"operator": 3e-3}
+"""Learning rates other than the usual one."""
 
 _VIEWS = 16
 """Sign-flipped copies of an INR whose probabilities are averaged: +1.0 point for operator on validation, 7 CPU s."""
@@ -30,6 +33,7 @@ def digits_job(
     """
     config = TrainConfig(
         epochs=epochs or _EPOCHS.get(model, 30),
+        lr=_RATES.get(model, TrainConfig.lr),
         augment=_AUGMENT,
         prepare=("wrap",) if init == "siren" else (),
         seed=seed,
