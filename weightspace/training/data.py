@@ -16,6 +16,8 @@ __all__ = ["Batches", "LabelledWeights", "ZooBatches", "batches_of"]
 Batch = tuple[dict[str, Tensor], Tensor]
 """A batched state dict and its targets, shape ``(B,)``."""
 
+WINDOW_BYTES = 1 << 28
+
 
 class Batches(Protocol):
     """What training reads: networks with targets."""
@@ -85,7 +87,10 @@ class ZooBatches:
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """All networks once, in batches; shuffled as the zoo's loader does."""
-        loader = self.zoo.loader(size, shuffle=generator is not None, generator=generator, target=self.target)
+        # The loader of one pass keeps nothing for the next, so it shuffles over windows of a bounded size.
+        loader = self.zoo.loader(
+            size, shuffle=generator is not None, generator=generator, target=self.target, memory_budget=WINDOW_BYTES
+        )
         for batch in loader:
             yield batch.weights, _labels(batch.labels, self.zoo, self.target)
 
