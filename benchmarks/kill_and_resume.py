@@ -10,6 +10,7 @@ anything differs.
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import signal
@@ -22,6 +23,8 @@ from pathlib import Path
 from weightspace.zoo import Zoo
 from weightspace.zoo.build import build
 from weightspace.zoo.recipes import DigitsInr
+
+RESULT = Path(__file__).parent / "results" / "kill_and_resume.json"
 
 
 def start(path: Path, args: argparse.Namespace) -> subprocess.Popen[bytes]:
@@ -85,7 +88,7 @@ def main() -> int:
         units = len(Zoo.open(whole).units)
         print(f"uninterrupted: {len(Zoo.open(whole)):,} INRs in {units} units, {whole_seconds:.1f} s")
         print(f"{'kill':>4}{'after s':>9}{'units before':>14}{'after':>7}{'left-over files':>17}{'workers gone s':>16}")
-        moments = random.Random(args.seed)
+        moments, kills = random.Random(args.seed), []
         for kill in range(1, args.kills + 1):
             before, began = published(killed), time.perf_counter()
             process = start(killed, args)
@@ -98,6 +101,7 @@ def main() -> int:
             after, left = published(killed), len(list(killed.rglob("*.tmp")))
             note = "  (had finished)" if finished else ""
             print(f"{kill:4}{moment:9.2f}{before:14}{after:7}{left:17}{gone:16.2f}{note}", flush=True)
+            kills.append({"after_s": round(moment, 2), "units_before": before, "units_after": after, "left_over": left})
         if start(killed, args).wait():
             return 1
         a, b = hashes(whole), hashes(killed)
@@ -106,6 +110,8 @@ def main() -> int:
         print(f"resumed: {len(rows):,} rows, {len(set(rows.column('model_id'))):,} different models, {len(b)} files")
         print(f"different from the uninterrupted build: {different or 'nothing, bit for bit'}")
         print(rows.verify(deep=True))
+        record = {"rows": len(rows), "units": units, "kills": kills, "files": len(b), "different_files": different}
+        RESULT.write_text(json.dumps(record, indent=1) + "\n")
         return 1 if different else 0
 
 
