@@ -66,8 +66,14 @@ def test_unknown_fixed_group() -> None:
 
 def test_weights_of_another_architecture() -> None:
     space = WeightSpace.from_axes(AXES, SHAPES, fixed=("in", "out"))
+    weights = {n: torch.zeros(s) for n, s in SHAPES.items()}
+    g = space.random_permutation(0)
     with pytest.raises(ShapeError, match=r"'0.weight' must have shape \(8, 3\)"):
-        space.permute({"0.weight": torch.zeros(8, 4)}, space.random_permutation(0))
+        space.permute({**weights, "0.weight": torch.zeros(8, 4)}, g)
+    with pytest.raises(ShapeError, match=r"lacks \['4.bias'\], which move with the rest"):
+        space.permute({n: w for n, w in weights.items() if n != "4.bias"}, g)
+    with pytest.raises(SpecError, match="There is no group 'c'; the groups are"):
+        space.restricted("c", g)
     with pytest.raises(ShapeError, match="which the traced module does not"):
         trace(mlp(), torch.zeros(4, 3)).evaluate({"nowhere": torch.zeros(1)})
 
@@ -171,7 +177,7 @@ def test_a_parameter_used_twice_has_symmetries_but_no_parameter_graph() -> None:
     traced = trace(Twice(), torch.zeros(2, 3))
     assert [g.size for g in traced.weight_space().permutable] == [5]
     assert traced.verify().ok
-    with pytest.raises(UnsupportedModuleError, match="no parameter graph.*'b.weight' is used 2 times"):
+    with pytest.raises(UnsupportedModuleError, match="no parameter graph.*'b.weight' is used several times"):
         traced.layout()
 
 

@@ -210,8 +210,15 @@ def test_a_folder_that_is_no_run_is_refused(zoo, tmp_path):
         evaluate(tmp_path, zoo)
 
 
+def test_an_empty_split_is_seen_before_training(tmp_path):
+    zoo = make_zoo(tmp_path / "z", count=8)
+    with pytest.raises(SpecError, match="The splits .* are empty. Take more items, or another salt"):
+        classify(zoo, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_input_shape_is_asked_for_and_may_be_recorded(tmp_path):
-    with pytest.raises(SpecError, match="does not say what networks .* Pass input_shape"):
+    with pytest.raises(SpecError, match="does not say what networks .* Write 'input_shape'"):
         trace_zoo(make_zoo(tmp_path / "a", TINY, count=20, forward={}))
     recorded = make_zoo(tmp_path / "b", TINY, count=20, forward={"input_shape": [1, 3]})
     assert trace_zoo(recorded).layout() == trace_zoo(recorded, (7, 3)).layout()

@@ -24,7 +24,7 @@ def test_shares_are_as_asked_within_four_standard_deviations():
 
 
 def test_the_split_of_a_key_never_changes():
-    assert [split_of(f"digits/{i}") for i in range(8)] == [
+    assert [split_of(f"digits/{i}", "") for i in range(8)] == [
         "train", "train", "test", "test", "test", "train", "test", "val",
     ]  # fmt: skip
 

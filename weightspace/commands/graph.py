@@ -31,11 +31,14 @@ def graph(
 
     Args:
         target: package.module:name, package.module:name(arguments), or the folder of a zoo.
-        input: Shape of an example input, such as 1,3,32,32; once for every argument of forward. A zoo needs none.
+        input: Shape of an example input, such as 1,3,32,32; once for every argument of forward.
+            A zoo whose forward recipe has an input_shape needs none.
         draw: PNG file to draw the parameter graph to.
         seed: Of the weights, inputs and permutations that the check draws.
     """
-    traced, weights = _trace_zoo_item(target) if Path(target).is_dir() else _trace_module(target, input or [])
+    traced, weights = (
+        _trace_zoo_item(target, input or []) if Path(target).is_dir() else _trace_module(target, input or [])
+    )
     say(str(traced.weight_space()))
     try:
         say(str(traced.layout()))
@@ -57,6 +60,7 @@ def _trace_module(target: str, shapes: list[str]) -> tuple[Trace, dict[str, Tens
     return traced, traced.example_weights
 
 
-def _trace_zoo_item(folder: str) -> tuple[Trace, dict[str, Tensor]]:
+def _trace_zoo_item(folder: str, shapes: list[str]) -> tuple[Trace, dict[str, Tensor]]:
     zoo = readable(Zoo.open(folder))
-    return trace_zoo(zoo), zoo[0].weights
+    shape = tuple(example_inputs(shapes)[0].shape) if shapes else None
+    return trace_zoo(zoo, shape), zoo[0].weights

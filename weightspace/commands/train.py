@@ -14,6 +14,7 @@ from weightspace.tasks import classify
 from weightspace.tasks import evaluate as evaluate_run
 from weightspace.training import TrainConfig
 from weightspace.zoo import Zoo
+from weightspace.zoo.splits import DEFAULT_SALT
 
 __all__ = ["evaluate", "train"]
 
@@ -25,7 +26,7 @@ def train(
     model: str = "operator",
     model_config: dict[str, int | float | str] | None = None,
     options: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 (frozen)
-    salt: str = "0",
+    salt: str = DEFAULT_SALT,
     device: str = "cpu",
 ) -> None:
     """Train a metanetwork to tell the label of a network from its weights, and score it on unseen images.
@@ -38,7 +39,7 @@ def train(
         model: operator, gmn, mlp or statnn.
         model_config: Options of the metanetwork, one at a time: --model-config.width 32.
         options: How to train.
-        salt: Decides the split.
+        salt: Decides which items are in the splits train, val and test.
         device: Where the metanetwork runs, for instance cuda.
     """
     opened = Zoo.open(zoo)

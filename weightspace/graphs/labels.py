@@ -131,7 +131,8 @@ class Labels:
         free = ~(self._fixed[a] & self._fixed[b])
         if not free.any():
             return left if a_injective else right if b_injective else self.pair(left, right)
-        if a_injective and b_injective and not self._share_family(a[free], b[free]):
+        can_merge = a_injective and b_injective and not self._share_family(a[free], b[free])
+        if can_merge and self._tie_factors(a[free], b[free]):
             self._merge(a[free], b[free])
             return left
         self.relations.append(Relation(a, b))
@@ -155,6 +156,11 @@ class Labels:
                 if other is not None and (other == other.reshape(-1, other.shape[-1])[0]).all():
                     return factor[..., 0]
         flat = rows.reshape(-1, rows.shape[-1])
+        each_once = np.unique(flat, axis=0)
+        if len(np.unique(each_once)) < each_once.size:
+            # A label in two rows, or twice in one: row nodes would not tell such rows apart. Hold them all.
+            self.fix(flat)
+            return self.fixed(len(flat)).reshape(rows.shape[:-1])
         key = flat.tobytes() + bytes(str(flat.shape), "ascii")
         if key not in self._rows:
             distinct, inverse = np.unique(flat, axis=0, return_inverse=True)
@@ -213,16 +219,52 @@ class Labels:
         right = np.unique(self._families.find(self._family[b]))
         return bool(np.intersect1d(left, right).size)
 
+    def _tie_factors(self, a: IntArray, b: IntArray) -> bool:
+        """Before labels are merged, tie what they are products of; false where they are not products alike.
+
+        A merged label keeps the factors of one side, which must imply those of the other.
+        """
+        factors = [[self._factor(x, side) for side in (0, 1)] for x in (a, b)]
+        partly = [any(int(label) in self.factors for label in x.tolist()) for x in (a, b)]
+        if not all(partly):
+            return not (self._ancestors(a) & set(b.tolist()) or self._ancestors(b) & set(a.tolist()))
+        if any(f is None for pair in factors for f in pair):
+            return False
+        (a0, a1), (b0, b1) = factors
+        for first, second in (((a0, b0), (a1, b1)), ((a0, b1), (a1, b0))):
+            outer, inner = _bijection(*first), _bijection(*second)
+            if outer is not None and inner is not None:
+                self.tie(*outer)
+                self.tie(*inner)
+                return True
+        return False
+
+    def _ancestors(self, labels: IntArray) -> set[int]:
+        """Everything these labels are products of, all the way down."""
+        found: set[int] = set()
+        pending = labels.tolist()
+        while pending:
+            factors = self.factors.get(pending.pop(), ())
+            roots = self.find(np.array(factors, np.int64)).tolist()
+            pending += [r for r in roots if r not in found]
+            found.update(roots)
+        return found
+
     def _merge(self, a: IntArray, b: IntArray) -> None:
         """Make label ``a[i]`` and label ``b[i]`` one; both injective, disjoint, roots."""
-        factors = [[self._factor(x, side) for side in (0, 1)] for x in (a, b)]
-        if all(f is not None for pair in factors for f in pair):
-            for left, right in zip(*factors, strict=True):
-                both = np.unique(np.stack([left, right], 1), axis=0)
-                self.tie(both[:, 0], both[:, 1])
         known = {x: self.factors[x] for x in (*b.tolist(), *a.tolist()) if x in self.factors}
         self.unite([a, b])
         self._same.union(a, b)
         for root, x, y in zip(np.minimum(a, b).tolist(), a.tolist(), b.tolist(), strict=True):
             if x in known or y in known:
                 self.factors[root] = known[x] if x in known else known[y]
+
+
+def _bijection(left: IntArray | None, right: IntArray | None) -> tuple[IntArray, IntArray] | None:
+    """Distinct pairs of two arrays, where each value of one goes with one value of the other."""
+    if left is None or right is None:
+        return None
+    pairs = np.unique(np.stack([left, right], 1), axis=0)
+    if len(pairs) == len(np.unique(pairs[:, 0])) == len(np.unique(pairs[:, 1])):
+        return pairs[:, 0], pairs[:, 1]
+    return None

@@ -242,18 +242,12 @@ class LayoutRecorder:
     def finish(self, outputs: Iterable[Neurons], shapes: Sequence[tuple[str, tuple[int, ...]]]) -> BlockLayout:
         """The layout; raises :class:`UnsupportedModuleError` where the program has none."""
         final = {int(k) for n in outputs for k in np.unique(self._owner[n.ids])}
-        covered: dict[str, int] = {}
-        for block in self._blocks:
-            if block.view is not None:
-                covered[block.view.parameter] = covered.get(block.view.parameter, 0) + block.view.numel
         for name, shape in shapes:
-            times = covered.get(name, 0) / max(math.prod(shape), 1)
-            if times != 1:
-                self.cannot(
-                    f"parameter '{name}' is used by no operation that the graph knows"
-                    if times == 0
-                    else f"parameter '{name}' is used {times:g} times, and every parameter must be one set of edges"
-                )
+            views = [b.view for b in self._blocks if b.view is not None and b.view.parameter == name]
+            if not views:
+                self.cannot(f"parameter '{name}' is used by no operation that the graph knows")
+            elif not _covers_once(views, math.prod(shape)):
+                self.cannot(f"parameter '{name}' is used several times or in part, and every scalar must be one edge")
         if self.obstacle:
             raise UnsupportedModuleError(
                 f"This module has no parameter graph: {self.obstacle}. Its weight space is unaffected: "
@@ -264,6 +258,15 @@ class LayoutRecorder:
             kind = "output" if k in final and layer.kind == "hidden" else layer.kind
             layers.append(NodeLayer(layer.name, layer.size, kind, *_activation(layer.reads)))
         return BlockLayout(tuple(layers), tuple(self._blocks), tuple(shapes))
+
+
+def _covers_once(views: Sequence[ParameterView], numel: int) -> bool:
+    """Whether the views hold every scalar of their parameter exactly once."""
+    if sum(v.numel for v in views) != numel:
+        return False
+    if len(views) == 1 and all(step[0] in ("reshape", "permute") for step in views[0].steps):
+        return True
+    return len(np.unique(np.concatenate([v.entries().reshape(-1).numpy() for v in views]))) == numel
 
 
 def _activation(reads: set[tuple[tuple[str, ...], float]]) -> tuple[str, float]:

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from weightspace.errors import UnsupportedModuleError
+from weightspace.errors import UnsupportedModuleError, WeightspaceError
 from weightspace.graphs.labels import IntArray, Labels
 from weightspace.graphs.neurons import LayoutRecorder, Neurons
 from weightspace.graphs.parameter_view import ParameterView
@@ -66,6 +66,10 @@ def module_path(node: Node) -> str:
     return [path for path, _ in stack.values()][-1] if stack else ""
 
 
+def _place(node: Node) -> str:
+    return f"module '{module_path(node)}'" if module_path(node) else "the top module"
+
+
 class Propagation:
     """State of one walk: the label pool, the layout recorder, the value of every program node."""
 
@@ -114,7 +118,16 @@ class Propagation:
             return
         operands = _values_in((args, kwargs))
         rule = self._rule_for(node)
-        result = rule(self, node, *args, **kwargs)
+        try:
+            result = rule(self, node, *args, **kwargs)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, WeightspaceError):
+                raise
+            # A form of call that the rule was not written for: refuse it, whatever stumbled over it.
+            raise UnsupportedModuleError(
+                f"The propagation rule of '{node.target}' in {_place(node)} does not know this form of the call "
+                f"({type(error).__name__}: {error}). Register one that does with @weightspace.graphs.register_rule."
+            ) from error
         inputs = frozenset[str]().union(*(v.inputs for v in operands))
         origin = _origin(operands)
 
@@ -136,9 +149,8 @@ class Propagation:
         if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
             rule = _RULES[torch.Tag.pointwise]
         if rule is None:
-            where = f"module '{module_path(node)}'" if module_path(node) else "the top module"
             raise UnsupportedModuleError(
-                f"Operator '{node.target}' in {where} has no propagation rule, so its symmetries are unknown. "
+                f"Operator '{node.target}' in {_place(node)} has no propagation rule, so its symmetries are unknown. "
                 f"Write one and decorate it with @weightspace.graphs.register_rule(torch.ops.{node.target}) "
                 "(docs/register_rule.md has a worked example)."
             )

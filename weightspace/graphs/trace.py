@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -42,10 +44,10 @@ class Trace:
         self._propagation = Propagation()
         aliases = _tied(module)
         self.example_weights: dict[str, Tensor] = {}
-        self._aliases = {name: first for name, first in aliases.items() if name != first}
-        tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+        tensors = dict(_named_tensors(module))
         for node, spec in self._runner.placeholders():
             self._add_placeholder(node, spec, tensors, aliases)
+        self._aliases = {n: first for n, first in aliases.items() if n != first and first in self.example_weights}
         for node in program.graph.nodes:
             if node.op == "call_function":
                 if self._runner.is_assertion(node):
@@ -53,6 +55,11 @@ class Trace:
                 self._propagation.run(node)
             elif node.op == "get_attr":
                 constant = getattr(program.graph_module, str(node.target))
+                if not isinstance(constant, Tensor):
+                    raise UnsupportedModuleError(
+                        f"Control flow '{node.target}' inside {type(module).__name__} cannot be followed. Trace the "
+                        "branches as modules of their own."
+                    )
                 self._propagation.add_constant(node, constant, tuple(constant.shape))
         self._outputs = self._propagation.hold_outputs(self._runner.user_outputs())
 
@@ -82,8 +89,28 @@ class Trace:
     def _weight_space(self) -> WeightSpace:
         return WeightSpace.from_propagation(self._propagation)
 
-    def weight_space(self) -> WeightSpace:
-        """Parameters with their neuron groups and permutation symmetries."""
+    @cached_property
+    def _checked(self) -> Verification:
+        check = self._verify(2, 0)
+        if not check:
+            raise UnsupportedModuleError(
+                f"The symmetries derived for this module do not hold ({check!r}): a propagation rule is wrong. Please "
+                "report the module; WeightSpace.from_axes takes a specification written by hand."
+            )
+        return check
+
+    def weight_space(self, *, check: bool = True) -> WeightSpace:
+        """Parameters with their neuron groups and permutation symmetries.
+
+        Args:
+            check: The first time, try them on random weights in float64 (five runs of the module) and raise rather
+                than return a wrong answer.
+
+        Raises:
+            UnsupportedModuleError: the check fails.
+        """
+        if check:
+            _ = self._checked
         return self._weight_space
 
     @cached_property
@@ -105,28 +132,33 @@ class Trace:
 
     def verify(self, trials: int = 3, seed: int = 0) -> Verification:
         """Check the weight space against the traced function in float64, on random weights and inputs."""
+        return self._verify(trials, seed)
+
+    def _verify(self, trials: int, seed: int) -> Verification:
         return verify_symmetry(
-            self.weight_space(), self.evaluate, self.example_weights, self._inputs, trials=trials, seed=seed
+            self._weight_space, self.evaluate, self.example_weights, self._inputs, trials=trials, seed=seed
         )
 
     # -- the function --------------------------------------------------------------------------------------------
 
     def _complete(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        unknown = [n for n in weights if n not in self.example_weights and n not in self._aliases]
+        known = {*self.example_weights, *self._aliases}
+        unknown = [n for n, w in weights.items() if n not in known and w.is_floating_point()]
         if unknown:
             raise ShapeError(
                 f"The state dict has {unknown}, which the traced module does not "
                 f"(it has {list(self.example_weights)}). "
                 "Pass the weights of a network of the traced architecture."
             )
-        full = {**self.example_weights, **weights}
+        full = {**self.example_weights, **{n: w for n, w in weights.items() if n in known}}
         return {**full, **{name: full[first] for name, first in self._aliases.items()}}
 
     def evaluate(self, weights: Mapping[str, Tensor], *inputs: Any) -> Any:
         """Output of the traced function for other weights; pure, works under ``torch.vmap``.
 
         Args:
-            weights: State dict; parameters or buffers left out keep their values of tracing time.
+            weights: State dict; parameters or buffers left out keep their values of tracing time, integer buffers
+                (counters) are ignored.
             inputs: As at tracing time and of the same shapes; none means the example inputs.
         """
         return self._runner(self._complete(weights), inputs or self._inputs)[0]
@@ -163,7 +195,7 @@ def trace(module: nn.Module, *example_inputs: Any) -> Trace:
     """
     modes = {m: m.training for m in module.modules()}
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _quiet():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
             module.eval()
             program = torch.export.export(module, example_inputs, strict=False).run_decompositions({})
@@ -171,7 +203,7 @@ def trace(module: nn.Module, *example_inputs: Any) -> Trace:
         # Whatever stopped the export (control flow on values, a wrong example input) is the user's to see.
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedModuleError(
-            f"torch.export cannot trace {type(module).__name__}: {first_line} "
+            f"torch.export cannot trace {type(module).__name__}: {first_line.rstrip('.')}. "
             "Check the example inputs, and move control flow that depends on values out of the module."
         ) from error
     finally:
@@ -180,10 +212,24 @@ def trace(module: nn.Module, *example_inputs: Any) -> Trace:
     return Trace(program, module, pytree.tree_leaves(example_inputs))
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging what is raised as an error anyway."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _tied(module: nn.Module) -> dict[str, str]:
-    """First name of every parameter object."""
+    """First name of every parameter and buffer object."""
     first: dict[int, str] = {}
-    return {
-        name: first.setdefault(id(parameter), name)
-        for name, parameter in module.named_parameters(remove_duplicate=False)
-    }
+    return {name: first.setdefault(id(tensor), name) for name, tensor in _named_tensors(module)}
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)

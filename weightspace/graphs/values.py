@@ -102,7 +102,12 @@ def combine(
         for key in keys:
             inside = [c for c in key if c in barrier]
             if inside and len(inside) < len(key):
-                _project(labels, pieces, key, inside)
+                blocks = _project(labels, pieces, key, inside)
+                array = pieces[key]
+                if len(np.unique(labels.find(array))) < array.size:
+                    # Equal labels meant equal values; in different blocks they no longer are.
+                    dims = tuple(key.index(c) for c in inside)
+                    pieces[key] = labels.pair(array, along(blocks, dims, tuple(range(len(key))), array.shape))
 
     kept: dict[str, IntArray] = {}
     for key in keys:

@@ -181,17 +181,26 @@ class WeightSpace:
         """The weights of the same function with its neurons relabelled.
 
         Names that the weight space does not know (integer buffers, say) are passed through.
+
+        Raises:
+            ShapeError: a parameter or buffer is missing (moving only some of them changes the function), or has
+                another shape.
         """
+        missing = [p.name for p in self.parameters if p.name not in weights]
+        if missing:
+            raise ShapeError(
+                f"The state dict lacks {missing}, which move with the rest. Pass all parameters and floating-point "
+                "buffers, as in module.state_dict()."
+            )
         moved = dict(weights)
         for p in self.parameters:
-            if p.name in weights:
-                tensor = weights[p.name]
-                if tuple(tensor.shape[batch_dims:]) != p.shape:
-                    raise ShapeError(
-                        f"'{p.name}' must have shape {p.shape} behind {batch_dims} batch axes (got "
-                        f"{tuple(tensor.shape)}). Was it saved from another architecture?"
-                    )
-                moved[p.name] = g.act(tensor, p, batch_dims)
+            tensor = weights[p.name]
+            if tuple(tensor.shape[batch_dims:]) != p.shape:
+                raise ShapeError(
+                    f"'{p.name}' must have shape {p.shape} behind {batch_dims} batch axes (got "
+                    f"{tuple(tensor.shape)}). Is it a batch (batch_dims=1), or of another architecture?"
+                )
+            moved[p.name] = g.act(tensor, p, batch_dims)
         return moved
 
     def split(self, weights: Mapping[str, Tensor], batch_dims: int = 0) -> dict[str, Tensor]:
@@ -233,6 +242,8 @@ class WeightSpace:
 
     def restricted(self, group: str, g: NeuronPermutation) -> NeuronPermutation:
         """The part of a group element that moves only neurons of one group (and of groups nested in it)."""
+        if group not in self.groups:
+            raise SpecError(f"There is no group '{group}'; the groups are {list(self.groups)}.")
         index = next(k for k, name in self._names.items() if name == group)
         mine = np.array([bool(c) and {x for x, _ in c} <= {index, *self._nested(index)} for c in self._coordinates])
         return NeuronPermutation(np.where(mine, g.source, np.arange(len(mine))))

@@ -79,13 +79,13 @@ class Metanet(nn.Module, ABC):
     def _blocks(self, weights: Mapping[str, Tensor]) -> dict[int, Tensor]:
         """Values of the blocks that carry parameters, by block number, after a check of the state dict."""
         shapes = dict(self.layout.shapes)
-        extra = [name for name in weights if name not in shapes]
+        extra = [name for name, value in weights.items() if name not in shapes and value.is_floating_point()]
         if extra:
             raise ShapeError(
                 f"The state dict holds {extra}, which {type(self).__name__} for {self.layout!r} does not read. "
                 f"Build the metanetwork from the layout of the networks it reads."
             )
-        batches = {name: tuple(weights[name].shape[:1]) for name in weights}
+        batches = {name: tuple(weights[name].shape[:1]) for name in weights if name in shapes}
         if len(set(batches.values())) > 1:
             raise ShapeError(f"All tensors must share one leading batch axis (got {batches}). Stack the state dicts.")
         return {i: values for i, values in enumerate(self.layout.split(weights)) if values is not None}

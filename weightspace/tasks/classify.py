@@ -35,6 +35,7 @@ from weightspace.training import (
 from weightspace.zoo import Zoo
 from weightspace.zoo.augment import Compose
 from weightspace.zoo.named_augmentations import make_augmentation
+from weightspace.zoo.splits import DEFAULT_SALT, split_of
 
 __all__ = ["ClassifyResult", "classify", "evaluate"]
 
@@ -79,7 +80,7 @@ def classify(
     model: str = "operator",
     model_config: Mapping[str, Any] | None = None,
     config: TrainConfig | None = None,
-    salt: str = "0",
+    salt: str = DEFAULT_SALT,
     target: str = "label",
     views: int = 1,
     device: str = "cpu",
@@ -97,7 +98,7 @@ def classify(
         model: Name of a metanetwork; see ``build_metanet``.
         model_config: Its options.
         config: How to train it.
-        salt: Decides the split.
+        salt: Decides which items are in the splits train, val and test, as in ``zoo.split``.
         target: Column of the labels 0, 1, ....
         views: Average the scored probabilities over so many copies of each network, moved by those augmentations of
             ``config`` that preserve its function; training and selection do without.
@@ -114,6 +115,9 @@ def classify(
     zoo = readable(zoo)
     traced, classes = trace_zoo(zoo), num_classes(zoo, target)
     layout, space = traced.layout(), traced.weight_space()
+    filled = {split_of(key, salt) for key in zoo.column("split_key")}
+    if missing := [name for name in ("train", "val", "test") if name not in filled]:
+        raise SpecError(f"The splits {missing} of {zoo!r} are empty. Take more items, or another salt (not '{salt}').")
     train, val = (batches_of(zoo.split(name, salt), target) for name in ("train", "val"))
     probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
     with seeded(torch.device("cpu"), config.seed, "initialisation"):

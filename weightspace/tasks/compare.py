@@ -14,6 +14,7 @@ import torch
 from weightspace.tasks.classify import ClassifyResult, classify
 from weightspace.training import TrainConfig
 from weightspace.zoo import Zoo
+from weightspace.zoo.splits import DEFAULT_SALT
 
 __all__ = ["ClassifyJob", "compare"]
 
@@ -31,7 +32,7 @@ class ClassifyJob:
     model: str
     model_config: Mapping[str, Any] = field(default_factory=dict)
     config: TrainConfig = field(default_factory=TrainConfig)
-    salt: str = "0"
+    salt: str = DEFAULT_SALT
     views: int = 1
 
 

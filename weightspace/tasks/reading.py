@@ -62,8 +62,8 @@ def trace_zoo(zoo: Zoo, input_shape: Sequence[int] | None = None) -> Trace:
     shape = input_shape or zoo.manifest.forward.get("input_shape")
     if shape is None:
         raise SpecError(
-            f"The forward recipe of {zoo!r} does not say what networks of {architecture} take. Pass input_shape=..., "
-            "or write 'input_shape' into the forward recipe of the zoo."
+            f"The forward recipe of {zoo!r} does not say what networks of {architecture} take. Write "
+            "'input_shape' (batch axis first) into the forward recipe of the zoo, or pass it to trace_zoo."
         )
     return trace(architecture.build(), torch.zeros(*shape))
 

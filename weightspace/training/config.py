@@ -29,8 +29,11 @@ class TrainConfig:
         clip: Largest norm of the gradient.
         average: Decay of the running average of the parameters, which is what gets evaluated and kept; 0 for none.
         patience: Epochs without a better validation score after which training stops; 0 for no early stop.
-        augment: Names of random augmentations, applied to training batches in this order.
-        prepare: Names of deterministic augmentations through which every batch goes, in evaluation too.
+        augment: Names of random augmentations, applied to training batches in this order, among geo, sign, noise,
+            phase and permute; geo and sign suit networks of two coordinates with sine or tanh neurons. Empty for none
+            (on the command line: a bare --augment).
+        prepare: Names of deterministic augmentations (wrap, canonical) through which every batch goes, in evaluation
+            too.
         seed: Decides initialisation, order, augmentation and dropout.
 
     Raises:
@@ -58,6 +61,8 @@ class TrainConfig:
             self._require(name, getattr(self, name) >= 0, "not be negative")
         for name in ("label_smoothing", "average"):
             self._require(name, 0 <= getattr(self, name) < 1, "lie in [0, 1)")
+        for name in ("augment", "prepare"):
+            self._require(name, not isinstance(getattr(self, name), str), "be a sequence of names")
         self._require("max_seconds", self.max_seconds is None or self.max_seconds > 0, "be positive or None")
 
     def _require(self, name: str, holds: bool, condition: str) -> None:

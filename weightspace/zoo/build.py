@@ -104,7 +104,7 @@ def _trainer(recipe: AbstractRecipe, path: Path) -> Work:
     def work(unit: Unit) -> int:
         trained = recipe.train(unit)
         zoo.append(unit.name, trained.architecture, trained.weights, trained.rows)
-        return sum(row["status"] == "diverged" for row in trained.rows)
+        return sum(row.get("status") == "diverged" for row in trained.rows)
 
     return work
 

@@ -53,5 +53,8 @@ def make_augmentation(
         raise SpecError("Augmentation 'permute' needs the weight space of the networks. Pass trace.weight_space().")
     steps: list[Augmentation] = []
     for name in names:
-        steps.append(PermuteNeurons(layout, space) if name == _PERMUTE and space else _AUGMENTATIONS[name](layout))
+        try:
+            steps.append(PermuteNeurons(layout, space) if name == _PERMUTE and space else _AUGMENTATIONS[name](layout))
+        except SpecError as error:
+            raise SpecError(f"Augmentation '{name}' does not suit these networks: {error} Or leave it out.") from error
     return Compose(steps) if steps else None

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 
 from weightspace.errors import SpecError
 
-__all__ = ["DEFAULT_FRACTIONS", "split_of"]
+__all__ = ["DEFAULT_FRACTIONS", "DEFAULT_SALT", "split_of"]
+
+DEFAULT_SALT = "0"
 
 DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.72, "val": 0.11, "test": 0.17}
 
 
-def split_of(split_key: str, salt: str = "", fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> str:
+def split_of(split_key: str, salt: str = DEFAULT_SALT, fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> str:
     """Name of the split that rows with this key belong to.
 
     Args:

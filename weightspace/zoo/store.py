@@ -23,7 +23,7 @@ from weightspace.zoo.info import ZooInfo, summarise
 from weightspace.zoo.loader import ZooBatch, ZooLoader, ZooRows
 from weightspace.zoo.manifest import Manifest
 from weightspace.zoo.shard import Location
-from weightspace.zoo.splits import DEFAULT_FRACTIONS, split_of
+from weightspace.zoo.splits import DEFAULT_FRACTIONS, DEFAULT_SALT, split_of
 from weightspace.zoo.verify import ZooReport, verify_folder
 
 __all__ = ["Zoo", "ZooItem"]
@@ -214,7 +214,7 @@ class Zoo:
             raise SpecError(f"The condition does not fit the columns {self.rows.column_names} ({error}).") from error
         return Zoo(self._folder, rows)
 
-    def split(self, name: str, salt: str = "", fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> Zoo:
+    def split(self, name: str, salt: str = DEFAULT_SALT, fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> Zoo:
         """The rows whose ``split_key`` falls into the split ``name``; see :func:`split_of`.
 
         Raises:
@@ -270,6 +270,8 @@ class Zoo:
         return self._folder.reader.read(architecture, location.take(inside))
 
     def __getitem__(self, index: int) -> ZooItem:
+        if not isinstance(index, int | np.integer):
+            raise SpecError(f"A zoo is indexed by one row number (got {index!r}). For several use select(range(3)).")
         if not -len(self) <= index < len(self):
             raise IndexError(f"Row {index} of a zoo of {len(self)} rows. Count from 0.")
         index %= len(self)

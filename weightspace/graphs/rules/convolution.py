@@ -148,5 +148,8 @@ def _group_labels(
 
 
 def _used_once(node: Node) -> bool:
+    """Whether the weight is a parameter itself that nothing else in the program reads."""
     weight = node.args[1]
-    return isinstance(weight, Node) and len(weight.users) == 1
+    if not isinstance(weight, Node) or weight.op != "placeholder":
+        return False
+    return sum(argument is weight for user in weight.users for argument in (*user.args, *user.kwargs.values())) == 1

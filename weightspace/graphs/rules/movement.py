@@ -291,14 +291,20 @@ def stack(p: Propagation, node: Node, parts: Sequence[Value], dim: int = 0) -> V
         components.append(Component((dim,), p.labels.fixed(len(parts))))
     if any(x.neurons is not None for x in parts):
         p.recorder.cannot("neurons are stacked along a new axis")
-    return _without_single(Value(shape, tuple(components)))
+    letters = LETTERS[: len(shape)]
+    return _without_single(Value(shape, combine(p.labels, [(components, letters)], letters)))
 
 
 @register_rule(aten.constant_pad_nd.default, aten.pad.default)
-def pad(p: Propagation, node: Node, x: Value, padding: Sequence[int], *_: Any, **__: Any) -> Value:
+def pad(p: Propagation, node: Node, x: Value, padding: Sequence[int], mode: Any = "constant", *_: Any) -> Value:
     """Constants around the edges: fixed axes stay fixed, padded channels get labels of their own."""
     shape = p.shape(node)
     neurons = x.neurons
+    if isinstance(mode, str) and mode != "constant":
+        dims = [len(shape) - 1 - k for k in range(len(padding) // 2)]
+        if neurons is not None and set(neurons.dims) & set(dims):
+            p.recorder.cannot("an axis of neurons is padded")
+        return Value(shape, p.hold(x, dims) + p.held_axes(shape, dims), neurons=neurons)
     for k in range(len(padding) // 2):
         dim = len(x.shape) - 1 - k
         before, after = padding[2 * k], padding[2 * k + 1]

@@ -17,13 +17,20 @@ aten = torch.ops.aten
 
 
 def _per_channel(
-    p: Propagation, node: Node, x: Value, shape: tuple[int, ...], vectors: dict[str, Value | None], chain: str
+    p: Propagation,
+    node: Node,
+    x: Value,
+    shape: tuple[int, ...],
+    vectors: dict[str, Value | None],
+    chain: str,
+    blocks: Sequence[Sequence[int]] = (),
 ) -> Value:
-    """A norm with vectors over the channel axis 1."""
+    """A norm with vectors over the channel axis 1; ``blocks`` are axes whose positions have statistics of their own."""
     letters = LETTERS[: len(shape)]
     given = {role: v for role, v in vectors.items() if v is not None}
     operands = [(x.components, letters), *((v.components, letters[1]) for v in given.values())]
-    components = combine(p.labels, operands, letters)
+    barriers = ["".join(letters[d] for d in axes) for axes in blocks]
+    components = combine(p.labels, operands, letters, barriers)
     neurons = x.neurons
     if given:
         neurons = p.neurons_of(x, 1)
@@ -68,7 +75,7 @@ def batch_norm_composite(
 ) -> Value:  # fmt: skip
     """Batch norm before decomposition; without statistics it reduces over batch and space."""
     vectors = {"norm_scale": scale, "norm_shift": shift, "norm_mean": mean, "norm_variance": variance}
-    return _per_channel(p, node, x, p.shape(node), vectors, "batch_norm" if training else "")
+    return _per_channel(p, node, x, p.shape(node), vectors, "batch_norm" if training else "", [[1]] if training else ())
 
 
 @register_rule(aten.instance_norm.default)
@@ -78,7 +85,7 @@ def instance_norm(
 ) -> Value:  # fmt: skip
     """A batch norm per image."""
     vectors = {"norm_scale": scale, "norm_shift": shift, "norm_mean": mean, "norm_variance": variance}
-    return _per_channel(p, node, x, p.shape(node), vectors, "instance_norm")
+    return _per_channel(p, node, x, p.shape(node), vectors, "instance_norm", [[0, 1]])
 
 
 @register_rule(aten.group_norm.default)
@@ -86,7 +93,9 @@ def group_norm(
     p: Propagation, node: Node, x: Value, groups: int, scale: Value | None = None, shift: Value | None = None, *_: Any
 ) -> Value:
     """Statistics over groups of channels: groups are mapped to groups."""
-    out = _per_channel(p, node, x, p.shape(node), {"norm_scale": scale, "norm_shift": shift}, "group_norm")
+    vectors = {"norm_scale": scale, "norm_shift": shift}
+    blocks = [[0, 1]] if groups == x.shape[1] else [[0]]
+    out = _per_channel(p, node, x, p.shape(node), vectors, "group_norm", blocks)
     channels = out.component_of(1)
     if channels is not None and 1 < groups < out.shape[1]:
         labels = p.labels.project(channels.labels, (channels.dims.index(1),))

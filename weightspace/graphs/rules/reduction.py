@@ -21,7 +21,7 @@ _LINEAR = {aten.mean.dim, aten.mean.default, aten.sum.dim_IntList, aten.sum.defa
     aten.var.correction, aten.var.dim, aten.std.correction, aten.std.dim, aten.prod.dim_int, aten.logsumexp.default,
 )  # fmt: skip
 def reduction(
-    p: Propagation, node: Node, x: Value, dims: Sequence[int] | int | None = None, keepdim: Any = None, **kwargs: Any
+    p: Propagation, node: Node, x: Value, dims: Sequence[int] | int | None = None, *_: Any, **__: Any
 ) -> Value:
     """Reduce over axes; what is left indexes blocks that are mapped to blocks."""
     rank, shape = len(x.shape), p.shape(node)
