@@ -140,6 +140,15 @@ def test_npz_with_other_contents(tmp_path, arrays):
         load_images(tmp_path / "a.npz")
 
 
+def test_npz_with_labels_or_channels_nobody_can_read(tmp_path, pixels, labels):
+    np.savez(tmp_path / "names.npz", images=pixels, labels=np.array(["a"] * len(pixels)))
+    with pytest.raises(DataSourceError, match="Labels of 'names' must be whole numbers"):
+        load_images(tmp_path / "names.npz")
+    np.savez(tmp_path / "first.npz", images=pixels[:, None].repeat(3, 1), labels=labels)
+    with pytest.raises(DataSourceError, match="must have their channels last"):
+        load_images(tmp_path / "first.npz")
+
+
 def test_file_that_only_looks_like_npz(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK nothing")
     with pytest.raises(DataSourceError, match="cannot be read as image arrays"):

@@ -204,11 +204,22 @@ def _image_set(images: np.ndarray, labels: np.ndarray, name: str, keys: Sequence
         )
     if not (np.isfinite(images).all() and images.min(initial=0) >= 0 and images.max(initial=0) <= 1):
         raise DataSourceError(
-            f"Pixels of '{name}' must be bytes, or numbers in [0, 1] (got {images.min()} to {images.max()})."
+            f"Pixels of '{name}' must be bytes, or numbers in [0, 1] (got {images.min()} to {images.max()}). "
+            "Rescale them."
+        )
+    if images.ndim == 4 and images.shape[3] > 4:
+        raise DataSourceError(
+            f"Images of '{name}' must have their channels last, 1 to 4 of them (got shape {images.shape}). "
+            "Move the channel axis to the end."
+        )
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iub":
+        raise DataSourceError(
+            f"Labels of '{name}' must be whole numbers (got {labels.dtype}). Number the classes from 0."
         )
     pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    numbers = torch.from_numpy(np.asarray(labels).astype(np.int64))
+    numbers = torch.from_numpy(labels.astype(np.int64))
     width = max(4, len(str(len(images) - 1)))
     default = (f"{name}/{i:0{width}d}" for i in range(len(images)))
     return ImageSet(pixels, numbers, tuple(keys) or tuple(default), name)

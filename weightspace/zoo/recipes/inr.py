@@ -33,16 +33,18 @@ class DigitsInr(AbstractRecipe):
     """Several SIRENs per image, each from its own initialisation, fitted to the pixels by Adam with a cosine to zero.
 
     Args:
-        source: What :func:`weightspace.zoo.sources.load_images` takes.
+        source: ``digits`` (scikit-learn's), an IDX file of images, a folder with one sub-folder per class, or an
+            ``.npz`` file.
         grid: Pixels per side that the images are resampled to.
         widths: Sizes of the SIREN; starts with 2, ends with the channels of the images.
         omega: Factor before every sine, radians per unit.
-        init: ``"dws"`` or ``"siren"``, see :func:`weightspace.zoo.recipes.siren.init_bounds`.
+        init: ``dws`` (one bound for all layers, zero biases) or ``siren`` (the standard one).
         copies: INRs per image.
         shared_init: Start all INRs from one draw; the copies of an image are then identical.
-        steps, lr: Length and first rate of the fit; by default 100 and 5e-3 for dws, 50 and 2e-3 for siren.
+        steps: Adam steps of the fit; by default 100 for dws, 50 for siren.
+        lr: First learning rate, falling to zero as a cosine; by default 5e-3 for dws, 2e-3 for siren.
         limit: Use the first ``limit`` images only; 0 for all.
-        chunk: INRs trained together (see :class:`SirenEnsemble`).
+        chunk: INRs trained together; 8 to 16 stay in the cache of a core.
         steps_per_call: Optimizer steps per compiled call; more pays for zoos of hours.
         compiled: Run the training step compiled.
 
