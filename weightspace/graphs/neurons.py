@@ -192,14 +192,14 @@ class LayoutRecorder:
         groups, inputs, out = len(source), source.shape[1], target.shape[1]
         if groups > 1:
             owners = np.concatenate([self._owner[source], self._owner[target]], 1)
-            cuts = [(0, a, b, 0, inputs, 0, out) for a, b in _runs(owners)]
+            cuts = [(a, b, 0, inputs, 0, out) for a, b in _runs(owners)]
         else:
             cuts = [
-                (0, 0, 1, a, b, c, d)
+                (0, 1, a, b, c, d)
                 for a, b in _runs(self._owner[source[0]][:, None])
                 for c, d in _runs(self._owner[target[0]][:, None])
             ]
-        for _, g0, g1, i0, i1, o0, o1 in cuts:
+        for g0, g1, i0, i1, o0, o1 in cuts:
             part = view and view.slice(0, g0, g1).slice(2, i0, i1).slice(1, o0, o1)
             self._add_part(role, part, source[g0:g1, i0:i1], target[g0:g1, o0:o1], offsets)
 

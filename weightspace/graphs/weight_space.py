@@ -245,15 +245,13 @@ class WeightSpace:
         if group not in self.groups:
             raise SpecError(f"There is no group '{group}'; the groups are {list(self.groups)}.")
         index = next(k for k, name in self._names.items() if name == group)
-        mine = np.array([bool(c) and {x for x, _ in c} <= {index, *self._nested(index)} for c in self._coordinates])
+        mine = np.array(
+            [bool(c) and {x for x, _ in c} <= {index, *self._nested(index)} for c in self._solution.coordinates]
+        )
         return NeuronPermutation(np.where(mine, g.source, np.arange(len(mine))))
 
     def _nested(self, group: int) -> set[int]:
         return {k for k in range(len(self._solution.groups)) if group in self._solution.ancestors(k)}
-
-    @property
-    def _coordinates(self) -> list:
-        return self._solution.coordinates
 
     # -- description ---------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -103,10 +102,9 @@ def _grouped(
 
     So the entry ``(g, o, i)`` is addressed by joint labels over ``(g, o)`` and over ``(g, i)``.
     """
-    joined = Value((groups, *weight.shape), ())
-    stored = [weight.shape[0] // groups, weight.shape[1]]
-    outs, ins = (stored[0], stored[1]) if out_axis == 0 else (stored[1], stored[0])
-    over_out, over_in = _group_labels(p, node, weight, groups, out_axis, outs, ins)
+    stored = weight.shape[0] // groups, weight.shape[1]
+    outs, ins = stored if out_axis == 0 else stored[::-1]
+    over_out, over_in = _group_labels(p, node, weight, groups, out_axis)
     if source is not None:
         flat = Value((size,), (Component((0,), source),))
         split, _ = reshape(p.labels, flat, (groups, ins))
@@ -115,13 +113,13 @@ def _grouped(
         operand = []
     letters = "g" + ("o" if outs > 1 else "."), "g" + ("i" if ins > 1 else ".")
     result = combine(p.labels, [*operand, (over_out, letters[0]), (over_in, letters[1])], "go")
-    value = replace(joined, shape=(groups, outs), components=result)
+    value = Value((groups, outs), result)
     flat, _ = reshape(p.labels, value, (groups * outs,))
     return flat[0].labels
 
 
 def _group_labels(
-    p: Propagation, node: Node, weight: Value, groups: int, out_axis: int, outs: int, ins: int
+    p: Propagation, node: Node, weight: Value, groups: int, out_axis: int
 ) -> tuple[tuple[Component, ...], tuple[Component, ...]]:
     """Components over (g, o) and over (g, i) of a grouped weight."""
     only_here = weight.view is not None and not weight.view.steps and _used_once(node)
