@@ -1,5 +1,14 @@
 """Propagation rules, one family of operators a file; importing this package registers them."""
 
-from weightspace.graphs.rules import convolution, linear, movement, normalisation, pointwise, reduction
+from weightspace.graphs.rules import (
+    attention,
+    contraction,
+    convolution,
+    linear,
+    movement,
+    normalisation,
+    pointwise,
+    reduction,
+)
 
-__all__ = ["convolution", "linear", "movement", "normalisation", "pointwise", "reduction"]
+__all__ = ["attention", "contraction", "convolution", "linear", "movement", "normalisation", "pointwise", "reduction"]
