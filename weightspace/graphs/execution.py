@@ -11,6 +11,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from weightspace.errors import ShapeError
+
 __all__ = ["ProgramRunner"]
 
 
@@ -81,12 +83,29 @@ class ProgramRunner:
         specs = self._program.graph_signature.output_specs
         return [a for a, s in zip(output.args[0], specs, strict=True) if s.kind is OutputKind.USER_OUTPUT]
 
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Leaves of a call's arguments in the order of the placeholders.
+
+        Raises:
+            ShapeError: the call does not have the form of the traced one.
+        """
+        traced = cast(pytree.TreeSpec, self._program.call_spec.in_spec)
+        names = list(traced.child(1).context)
+        if set(names) == set(kwargs):
+            leaves, form = pytree.tree_flatten((tuple(args), {name: kwargs[name] for name in names}))
+            if form == traced:
+                return leaves
+        raise ShapeError(
+            f"The module was traced with {traced.child(0).num_children} positional inputs and keyword inputs {names} "
+            f"(got {len(args)} and {list(kwargs)}, or other structures in them). Call it as at tracing time."
+        )
+
     def __call__(
         self, weights: Mapping[str, Tensor], inputs: Sequence[Any], capture: Iterable[str] = ()
     ) -> tuple[Any, dict[str, Any]]:
-        """Output of the program and the captured node values."""
+        """Output of the program for inputs from :meth:`flatten`, and the captured node values."""
         double = any(w.dtype == torch.float64 for w in weights.values())
-        leaves = iter(pytree.tree_leaves(list(inputs)))
+        leaves = iter(inputs)
         args = []
         for _, spec in self.placeholders():
             if spec.kind is InputKind.USER_INPUT:

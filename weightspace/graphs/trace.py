@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from fnmatch import fnmatchcase
+from functools import cached_property, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 
 import weightspace.graphs.rules  # noqa: F401  (registers the rules)
-from weightspace.errors import ShapeError, UnsupportedModuleError
+from weightspace.errors import ShapeError, SpecError, UnsupportedModuleError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.graphs.execution import ProgramRunner
 from weightspace.graphs.parameter_graph import ParameterGraph
@@ -35,18 +35,31 @@ class Trace:
     Args:
         program: What ``torch.export`` returned, decomposed to functional operators.
         module: The module it was exported from.
-        inputs: The example inputs, flattened.
+        inputs: The positional example inputs.
+        keyword_inputs: The keyword ones.
+        held: Patterns of the names of weights whose positions keep their places.
     """
 
-    def __init__(self, program: torch.export.ExportedProgram, module: nn.Module, inputs: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        program: torch.export.ExportedProgram,
+        module: nn.Module,
+        inputs: Sequence[Any],
+        keyword_inputs: Mapping[str, Any],
+        held: Sequence[str] = (),
+    ) -> None:
         self._runner = ProgramRunner(program)
-        self._inputs = tuple(inputs)
+        self._inputs = tuple(self._runner.flatten(inputs, keyword_inputs))
+        self._held = tuple(held)
         self._propagation = Propagation()
         aliases = _tied(module)
         self.example_weights: dict[str, Tensor] = {}
         tensors = dict(_named_tensors(module))
         for node, spec in self._runner.placeholders():
             self._add_placeholder(node, spec, tensors, aliases)
+        unused = [p for p in held if not any(fnmatchcase(n, p) for n in (*self.example_weights, *aliases))]
+        if unused:
+            raise SpecError(f"No parameter or buffer is named {unused}; the names are {list(self.example_weights)}.")
         self._aliases = {n: first for n, first in aliases.items() if n != first and first in self.example_weights}
         for node in program.graph.nodes:
             if node.op == "call_function":
@@ -77,6 +90,8 @@ class Trace:
                 self._propagation.add_parameter(node, first, shape, spec.kind is InputKind.BUFFER, None)
             else:
                 self._propagation.add_parameter(node, name, shape, False, first)
+            if any(fnmatchcase(n, pattern) for n in (name, first) for pattern in self._held):
+                self._propagation.hold(self._propagation.values[node], range(len(shape)))
         elif spec.kind is InputKind.USER_INPUT:
             self._propagation.add_input(node, shape)
         else:
@@ -135,9 +150,10 @@ class Trace:
         return self._verify(trials, seed)
 
     def _verify(self, trials: int, seed: int) -> Verification:
-        return verify_symmetry(
-            self._weight_space, self.evaluate, self.example_weights, self._inputs, trials=trials, seed=seed
-        )
+        def run(weights: Mapping[str, Tensor], *leaves: Any) -> Any:
+            return self._runner(self._complete(weights), leaves)[0]
+
+        return verify_symmetry(self._weight_space, run, self.example_weights, self._inputs, trials=trials, seed=seed)
 
     # -- the function --------------------------------------------------------------------------------------------
 
@@ -153,20 +169,30 @@ class Trace:
         full = {**self.example_weights, **{n: w for n, w in weights.items() if n in known}}
         return {**full, **{name: full[first] for name, first in self._aliases.items()}}
 
-    def evaluate(self, weights: Mapping[str, Tensor], *inputs: Any) -> Any:
+    def _call(
+        self, weights: Mapping[str, Tensor], inputs: Sequence[Any], keywords: Mapping[str, Any], capture: set[str]
+    ) -> tuple[Any, dict[str, Any]]:
+        leaves = self._runner.flatten(inputs, keywords) if inputs or keywords else self._inputs
+        return self._runner(self._complete(weights), leaves, capture)
+
+    def evaluate(self, weights: Mapping[str, Tensor], *inputs: Any, **keyword_inputs: Any) -> Any:
         """Output of the traced function for other weights; pure, works under ``torch.vmap``.
 
         Args:
             weights: State dict; parameters or buffers left out keep their values of tracing time, integer buffers
                 (counters) are ignored.
-            inputs: As at tracing time and of the same shapes; none means the example inputs.
-        """
-        return self._runner(self._complete(weights), inputs or self._inputs)[0]
+            inputs: As at tracing time and of the same shapes; none at all means the example inputs.
+            keyword_inputs: Likewise.
 
-    def node_values(self, weights: Mapping[str, Tensor], *inputs: Any) -> dict[str, Tensor]:
+        Raises:
+            ShapeError: a weight that the module does not have, or other inputs than at tracing time.
+        """
+        return self._call(weights, inputs, keyword_inputs, set())[0]
+
+    def node_values(self, weights: Mapping[str, Tensor], *inputs: Any, **keyword_inputs: Any) -> dict[str, Tensor]:
         """Pre-activation values of every node layer that has them, by layer name."""
         sites = self._propagation.recorder.sites()
-        captured = self._runner(self._complete(weights), inputs or self._inputs, capture=set(sites.values()))[1]
+        captured = self._call(weights, inputs, keyword_inputs, set(sites.values()))[1]
         return {layer: captured[site] for layer, site in sites.items() if site in captured}
 
     def __repr__(self) -> str:
@@ -174,17 +200,32 @@ class Trace:
         return f"Trace({len(self.example_weights)} tensors, {numel:,} scalars)"
 
 
-def trace(module: nn.Module, *example_inputs: Any) -> Trace:
+def trace(
+    module: nn.Module,
+    *example_inputs: Any,
+    outputs: Callable[[Any], Any] | None = None,
+    held: Sequence[str] = (),
+    **example_keyword_inputs: Any,
+) -> Trace:
     """Trace a module once; everything else is read off the result.
 
-    The module is traced in evaluation mode; its parameters and mode are left as they were.
+    The module is traced in evaluation mode; its parameters and mode are left as they were. Persistent buffers of
+    floating-point numbers count as weights (the statistics of a norm move with its channels), other buffers are
+    constants.
 
     Args:
         module: Any module that ``torch.export`` accepts.
         example_inputs: What its ``forward`` takes; only shapes and dtypes matter, and control flow that depends on
             them.
+        outputs: Picks what counts of the module's output, ``lambda out: out.logits`` say. Everything that is returned
+            is held, so a hidden state or a cache among the outputs takes away the symmetries of the layers inside.
+        held: Names of parameters and buffers (shell patterns, ``"*.frequencies"``) whose positions keep their places:
+            a table of sines or a random projection that is the same for all networks.
+        example_keyword_inputs: What ``forward`` takes by name. (Names that are options of this function can only be
+            given by position.)
 
     Raises:
+        SpecError: a pattern in ``held`` fits no name.
         UnsupportedModuleError: ``torch.export`` refuses the module, or an operator in it has no propagation rule.
 
     Example:
@@ -195,10 +236,11 @@ def trace(module: nn.Module, *example_inputs: Any) -> Trace:
     """
     modes = {m: m.training for m in module.modules()}
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _quiet():
+        with warnings.catch_warnings(), torch.no_grad(), _quiet(), _picking(module, outputs):
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
             module.eval()
-            program = torch.export.export(module, example_inputs, strict=False).run_decompositions({})
+            exported = torch.export.export(module, example_inputs, example_keyword_inputs, strict=False)
+            program = exported.run_decompositions({})
     except Exception as error:
         # Whatever stopped the export (control flow on values, a wrong example input) is the user's to see.
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -209,7 +251,28 @@ def trace(module: nn.Module, *example_inputs: Any) -> Trace:
     finally:
         for m, mode in modes.items():
             m.training = mode
-    return Trace(program, module, pytree.tree_leaves(example_inputs))
+    return Trace(program, module, example_inputs, example_keyword_inputs, held)
+
+
+@contextmanager
+def _picking(module: nn.Module, outputs: Callable[[Any], Any] | None) -> Iterator[None]:
+    """Let the module return less; a wrapper around it would change the names of its parameters."""
+    if outputs is None:
+        yield
+        return
+    forward, own = module.forward, vars(module).get("forward")
+
+    @wraps(forward)
+    def picked(*args: Any, **kwargs: Any) -> Any:
+        return outputs(forward(*args, **kwargs))
+
+    vars(module)["forward"] = picked
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if own is not None:
+            vars(module)["forward"] = own
 
 
 @contextmanager
