@@ -14,6 +14,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from weightspace.errors import UnsupportedModuleError, WeightspaceError
+from weightspace.graphs.constants import Constants, varying_axes
 from weightspace.graphs.labels import IntArray, Labels
 from weightspace.graphs.neurons import LayoutRecorder, Neurons
 from weightspace.graphs.parameter_view import ParameterView
@@ -76,6 +77,7 @@ class Propagation:
     def __init__(self) -> None:
         self.labels = Labels()
         self.recorder = LayoutRecorder()
+        self.constants = Constants()
         self.parameters: dict[str, ParameterLabels] = {}
         self.values: dict[Node, Any] = {}
 
@@ -96,12 +98,14 @@ class Propagation:
         self.values[node] = replace(self.held(shape), inputs=frozenset([node.name]))
 
     def add_constant(self, node: Node, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-        """A constant: its positions are held where the stored values vary, uniform elsewhere."""
-        varying = range(len(shape))
-        if tensor is not None:
-            varying = [d for d, n in enumerate(shape) if n > 1 and not torch.equal(tensor, tensor.roll(1, d))]
-        components = tuple(Component((d,), self.labels.fixed(shape[d])) for d in varying if shape[d] > 1)
-        self.values[node] = Value(shape, components, "constant")
+        """A constant whose values are known, or not."""
+        self.constants.add(node, tensor)
+        self.values[node] = self._constant(shape, tensor)
+
+    def _constant(self, shape: tuple[int, ...], tensor: torch.Tensor | None) -> Value:
+        """Positions of a constant are held where the stored values vary, uniform elsewhere."""
+        varying = range(len(shape)) if tensor is None else varying_axes(tensor)
+        return Value(shape, self.held_axes(shape, varying), "constant")
 
     def held(self, shape: tuple[int, ...]) -> Value:
         """An activation all of whose positions stay where they are."""
@@ -111,13 +115,22 @@ class Propagation:
 
     def run(self, node: Node) -> None:
         """Push labels through one call."""
+        constant = self.constants.evaluate(node)
+        if constant is not None:
+            known = (
+                [self._constant(tuple(c.shape), c) for c in constant]
+                if not isinstance(constant, torch.Tensor)
+                else None
+            )
+            self.values[node] = self._constant(tuple(constant.shape), constant) if known is None else tuple(known)
+            return
         args: Any = map_arg(node.args, self._operand)
         kwargs: Any = map_arg(node.kwargs, self._operand)
         if node.target is operator.getitem:
             self.values[node] = args[0][args[1]]
             return
         operands = _values_in((args, kwargs))
-        rule = self._rule_for(node)
+        rule = self._rule_for(node, operands)
         try:
             result = rule(self, node, *args, **kwargs)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -144,10 +157,12 @@ class Propagation:
         value = self.values[node]
         return _without_neurons(value) if self.recorder.obstacle and isinstance(value, Value) else value
 
-    def _rule_for(self, node: Node) -> Rule:
+    def _rule_for(self, node: Node, operands: Sequence[Value]) -> Rule:
         rule = _RULES.get(node.target)
         if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
             rule = _RULES[torch.Tag.pointwise]
+        if rule is None and all(self.labels.is_fixed(c.labels).all() for v in operands for c in v.components):
+            rule = _hold_result
         if rule is None:
             raise UnsupportedModuleError(
                 f"Operator '{node.target}' in {_place(node)} has no propagation rule, so its symmetries are unknown. "
@@ -244,6 +259,14 @@ class Propagation:
             self.recorder.add_vector(role, value.view, target)
         elif value.origin == "computed":
             self.recorder.cannot("a bias or scale is computed and not a parameter itself")
+
+
+def _hold_result(p: Propagation, node: Node, *_: Any, **__: Any) -> Any:
+    """Any operator of operands in which nothing moves: nothing moves in its result."""
+    meta = node.meta["val"]
+    if isinstance(meta, list | tuple):
+        return tuple(p.held(tuple(m.shape)) for m in meta if isinstance(m, torch.Tensor))
+    return p.held(tuple(meta.shape))
 
 
 def aligned(letters: str, shape: tuple[int, ...]) -> str:
