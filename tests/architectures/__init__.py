@@ -1,0 +1,1 @@
+"""Hand-made architectures with hand-derived symmetries, for the tests and for the coverage table; needs no pytest."""
