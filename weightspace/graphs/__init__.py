@@ -4,6 +4,9 @@ from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
 from weightspace.graphs.drawing import draw
 from weightspace.graphs.networkx import layout_to_networkx, to_networkx
 from weightspace.graphs.neuron_permutation import NeuronPermutation
+from weightspace.graphs.operator_data import OperatorData
+from weightspace.graphs.operator_graph import Operation, OperatorGraph, OwnedTensor
+from weightspace.graphs.operator_types import ACTIVATIONS, OPERATION_TYPES
 from weightspace.graphs.parameter_graph import ParameterGraph
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.propagation import register_rule
@@ -12,12 +15,18 @@ from weightspace.graphs.verification import Verification, verify_symmetry
 from weightspace.graphs.weight_space import Block, NeuronGroup, WeightSpace
 
 __all__ = [
+    "ACTIVATIONS",
+    "OPERATION_TYPES",
     "Block",
     "BlockLayout",
     "EdgeBlock",
     "NeuronGroup",
     "NeuronPermutation",
     "NodeLayer",
+    "Operation",
+    "OperatorData",
+    "OperatorGraph",
+    "OwnedTensor",
     "ParameterGraph",
     "ParameterView",
     "Trace",

@@ -68,6 +68,10 @@ class ProgramRunner:
         """Placeholders of the graph with their input specs, in order."""
         return [(n, self._specs[n.name]) for n in self._program.graph.nodes if n.op == "placeholder"]
 
+    def calls(self) -> list[Node]:
+        """Operator calls of the graph in order, those left out that only check metadata."""
+        return [n for n in self._program.graph.nodes if n.op == "call_function" and not is_assertion(n)]
+
     def constant(self, spec: Any) -> Tensor | None:
         """Stored value of a constant or buffer."""
         value = self._program.constants.get(spec.target)

@@ -18,6 +18,8 @@ import weightspace.graphs.rules  # noqa: F401  (registers the rules)
 from weightspace.errors import ShapeError, SpecError, UnsupportedModuleError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.graphs.execution import ProgramRunner
+from weightspace.graphs.operator_graph import OperatorGraph
+from weightspace.graphs.operator_reading import read_operations
 from weightspace.graphs.parameter_graph import ParameterGraph
 from weightspace.graphs.propagation import Propagation
 from weightspace.graphs.verification import Verification, verify_symmetry
@@ -30,7 +32,7 @@ class Trace:
     """A module seen as a pure function of its weights, with its symmetries and its graph.
 
     Made by :func:`trace`. The views are :meth:`weight_space`, :meth:`parameter_graph` and the block form of the latter,
-    :meth:`layout`.
+    :meth:`layout`, and :meth:`operator_graph`.
 
     Args:
         program: What ``torch.export`` returned, decomposed to functional operators.
@@ -144,6 +146,15 @@ class Trace:
     def parameter_graph(self, weights: Mapping[str, Tensor] | None = None) -> ParameterGraph:
         """Parameter graph of one network of this architecture (the traced one by default)."""
         return ParameterGraph.from_weights(self.layout(), self._complete(weights or {}))
+
+    def operator_graph(self, *, movement: bool = False) -> OperatorGraph:
+        """The architecture as a graph of operations.
+
+        Args:
+            movement: Keep operations that only move data (reshapes, permutations, slices, copies); by default the
+                operations around them are joined directly.
+        """
+        return read_operations(self._runner, self._aliases, self.example_weights, movement)
 
     def verify(self, trials: int = 3, seed: int = 0) -> Verification:
         """Check the weight space against the traced function in float64, on random weights and inputs."""
