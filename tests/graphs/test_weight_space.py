@@ -113,21 +113,15 @@ def test_random_mlps(widths: list[int], seed: int) -> None:
 
 
 def test_an_operator_without_a_rule_names_itself_and_its_module() -> None:
-    class Sorted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = SortLayer()
-            self.out = nn.Linear(4, 1)
-
+    class Exponential(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return self.out(self.inner(x))
+            return torch.linalg.matrix_exp(x)
 
-    class SortLayer(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.sort(x)[0]
-
-    with pytest.raises(UnsupportedModuleError, match=r"'aten.sort.default' in module 'inner' .*register_rule"):
-        trace(Sorted(), torch.zeros(2, 4))
+    net = nn.Sequential(nn.Linear(4, 4), Exponential(), nn.Linear(4, 1))
+    with pytest.raises(UnsupportedModuleError, match=r"'aten.linalg_matrix_exp.default' in module '1' .*register_rule"):
+        trace(net, torch.zeros(4, 4))
+    with_inputs_only = nn.Sequential(Exponential(), nn.Linear(4, 1))
+    assert trace(with_inputs_only, torch.zeros(4, 4)).weight_space().log_order == 0
 
 
 def test_registered_rules_are_used() -> None:

@@ -24,15 +24,11 @@ def compact(propagation: Propagation) -> tuple[list[ParameterLabels], LabelGraph
     pending = np.unique(np.concatenate([*used, *(x for r in relations for x in r), np.zeros(0, np.int64)]))
     roots = pending
     while len(pending):
-        factors = [f for n in pending.tolist() if n in labels.factors for f in labels.factors[n]]
-        found = np.unique(labels.find(np.array(factors, np.int64)))
-        pending = np.setdiff1d(found, roots)
-        roots = np.union1d(roots, found)
-    where = {int(r): k for k, r in enumerate(roots)}
-    factor_rows = np.full((len(roots), 2), -1, np.int64)
-    for k, r in enumerate(roots.tolist()):
-        if r in labels.factors:
-            factor_rows[k] = [where[int(x)] for x in labels.find(np.array(labels.factors[r]))]
+        factors = labels.factors(pending)
+        pending = np.setdiff1d(factors[factors >= 0], roots)
+        roots = np.union1d(roots, pending)
+    factors = labels.factors(roots)
+    factor_rows = np.where(factors >= 0, np.searchsorted(roots, factors), -1)
 
     def index(array: IntArray) -> IntArray:
         return np.searchsorted(roots, labels.find(array))
@@ -65,11 +61,10 @@ def colour_by_axes(
     size: int, parameters: Sequence[ParameterLabels], marks: Sequence[IntArray], fixed: NDArray[np.bool_]
 ) -> IntArray:
     """Colour of every label: the axes it stands on and its marks; held labels get a colour of their own."""
-    memberships: list[list[int]] = [[] for _ in range(size)]
-    sets = [c.labels for p in parameters for c in p.components] + list(marks)
-    for k, labels in enumerate(sets):
-        for node in np.unique(labels).tolist():
-            memberships[node].append(k)
-    ids: dict[tuple[int, ...], int] = {}
-    free = [-1 if fixed[n] else ids.setdefault(tuple(memberships[n]), len(ids)) for n in range(size)]
-    return np.array([c if c >= 0 else len(ids) + n for n, c in enumerate(free)], np.int64)
+    # A hash per set of memberships: the sum of random numbers, one for each axis and mark.
+    signature = np.zeros(size, np.uint64)
+    random = np.random.default_rng(0)
+    for labels in [c.labels for p in parameters for c in p.components] + list(marks):
+        signature[np.unique(labels)] += random.integers(2**64, dtype=np.uint64)
+    ids = np.unique(signature, return_inverse=True)[1].reshape(-1)
+    return np.where(fixed, size + np.arange(size), ids)

@@ -1,4 +1,4 @@
-"""The coloured label graph, its automorphisms, and their description as nested symmetric groups."""
+"""The coloured label graph and the description of its automorphisms as nested symmetric groups."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from weightspace.graphs.labels import IntArray
+from weightspace.graphs.refinement import components_of, isomorphism, refine
 
-__all__ = ["Coordinate", "LabelGraph", "Solution", "SolvedGroup", "log_order", "random_source", "solve"]
+__all__ = ["Coordinate", "LabelGraph", "Solution", "SolvedGroup", "edges_inside", "solve"]
 
 Coordinate = tuple[int, int]  # (group, index inside it)
 
@@ -37,6 +36,13 @@ class LabelGraph:
         """Number of nodes."""
         return len(self.colours)
 
+    def all_edges(self) -> IntArray:
+        """Edges, and those from product labels to their factors, in one colour per side."""
+        pairs = np.flatnonzero(self.factors[:, 0] >= 0)
+        base = int(self.edges[:, 2].max(initial=-1)) + 1
+        sides = [np.stack([pairs, self.factors[pairs, s], np.full(len(pairs), base + s)], 1) for s in (0, 1)]
+        return np.concatenate([self.edges, *sides]).reshape(-1, 3)
+
 
 @dataclass(frozen=True)
 class SolvedGroup:
@@ -58,6 +64,7 @@ class Solution:
 
     coordinates: list[tuple[Coordinate, ...]]
     cells: IntArray  # shape: (N,), stable colour of every node
+    edges: IntArray  # shape: (E, 3), with twins drawn together; between the nodes of generic groups
     groups: list[SolvedGroup] = field(default_factory=list)
 
     def ancestors(self, group: int) -> list[int]:
@@ -69,102 +76,100 @@ class Solution:
         """Number of independent copies of a group."""
         return math.prod(self.groups[g].size for g in self.ancestors(group))
 
-
-# -- colour refinement -------------------------------------------------------------------------------------------------
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Splitmix64 finaliser: a fixed, well-spread hash of 64-bit integers."""
-    x = (x + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    def add(self, group: SolvedGroup) -> int:
+        """A new group; returns its number."""
+        self.groups.append(group)
+        return len(self.groups) - 1
 
 
-def refine(colours: IntArray, edges: IntArray) -> NDArray[np.uint64]:
-    """Stable colouring (1-WL): equal hashes mean equal colour and equal coloured neighbourhoods, all the way down.
-
-    Hashes depend on colours only, so they can be compared between graphs.
-    """
-    hashes = _mix(colours.astype(np.uint64))
-    if not len(edges):
-        return hashes
-    u, v = edges[:, 0], edges[:, 1]
-    forward = _mix(edges[:, 2].astype(np.uint64) * np.uint64(2))
-    backward = _mix(edges[:, 2].astype(np.uint64) * np.uint64(2) + np.uint64(1))
-    count = len(np.unique(hashes))
-    while True:
-        total = np.zeros(len(hashes), np.uint64)
-        np.add.at(total, u, _mix(hashes[v] ^ forward))
-        np.add.at(total, v, _mix(hashes[u] ^ backward))
-        hashes = _mix(hashes ^ _mix(total))
-        now = len(np.unique(hashes))
-        if now == count:
-            return hashes
-        count = now
-
-
-def _local(nodes: IntArray, edges: IntArray) -> IntArray:
+def edges_inside(nodes: IntArray, edges: IntArray) -> IntArray:
     """Edges inside a set of nodes, renumbered to positions in ``nodes`` (ascending)."""
-    inside = np.isin(edges[:, 0], nodes) & np.isin(edges[:, 1], nodes)
-    picked = edges[inside].copy()
-    picked[:, 0] = np.searchsorted(nodes, picked[:, 0])
-    picked[:, 1] = np.searchsorted(nodes, picked[:, 1])
-    return picked
-
-
-def _colour_ids(hashes: NDArray[np.uint64]) -> IntArray:
-    return hashes.view(np.int64)
-
-
-# -- structure ---------------------------------------------------------------------------------------------------------
+    place = np.full(int(max(edges[:, :2].max(initial=0), nodes.max(initial=0))) + 1, -1)
+    place[nodes] = np.arange(len(nodes))
+    moved = np.column_stack([place[edges[:, 0]], place[edges[:, 1]], edges[:, 2]])
+    return moved[(moved[:, 0] >= 0) & (moved[:, 1] >= 0)]
 
 
 def solve(graph: LabelGraph) -> Solution:
     """Describe the automorphism group as nested products of symmetric groups, as far as it is one."""
-    pair_edges = _pair_edges(graph)
-    edges = np.concatenate([graph.edges, pair_edges])
-    hashes = refine(graph.colours, edges)
-    dropped = _determined_pairs(graph, hashes)
-    solution = Solution([()] * graph.size, _colour_ids(hashes))
-    nodes = np.flatnonzero(~dropped)
-    _describe(nodes, _colour_ids(hashes)[nodes], _local(nodes, edges), None, (), solution)
+    edges = graph.all_edges()
+    cells = refine(graph.colours, edges)
+    dropped = _determined_pairs(graph, cells)
+    twin = _matched(cells, edges, dropped)
+    kept = edges.copy()
+    kept[:, :2] = twin[kept[:, :2]]
+    kept = np.unique(kept[kept[:, 0] != kept[:, 1]], axis=0)
+    solution = Solution([()] * graph.size, cells, kept)
+    nodes = np.flatnonzero(~dropped & (twin == np.arange(graph.size)))
+    _describe(nodes, cells[nodes], edges_inside(nodes, kept), None, (), solution)
+    for node in np.flatnonzero(~dropped & (twin != np.arange(graph.size))):
+        solution.coordinates[node] = solution.coordinates[twin[node]]
     for node in np.flatnonzero(dropped):
-        first, second = graph.factors[node].tolist()
-        solution.coordinates[node] = _both(solution, dropped, graph, first) + _both(solution, dropped, graph, second)
+        solution.coordinates[node] = _product(solution, graph, dropped, node)
     return solution
 
 
-def _both(solution: Solution, dropped: NDArray[np.bool_], graph: LabelGraph, node: int) -> tuple[Coordinate, ...]:
+def _product(solution: Solution, graph: LabelGraph, dropped: NDArray[np.bool_], node: int) -> tuple[Coordinate, ...]:
+    """Coordinates of a product label that follows its factors."""
     if not dropped[node]:
         return solution.coordinates[node]
     first, second = graph.factors[node].tolist()
-    return _both(solution, dropped, graph, first) + _both(solution, dropped, graph, second)
+    return _united([_product(solution, graph, dropped, n) for n in (first, second)])
 
 
-def _pair_edges(graph: LabelGraph) -> IntArray:
-    """Edges from product labels to their factors, one colour per side."""
-    pairs = np.flatnonzero(graph.factors[:, 0] >= 0)
-    base = int(graph.edges[:, 2].max(initial=-1)) + 1
-    return np.concatenate(
-        [np.stack([pairs, graph.factors[pairs, side], np.full(len(pairs), base + side)], 1) for side in (0, 1)]
-    ).reshape(-1, 3)
+def _united(parts: Sequence[tuple[Coordinate, ...]]) -> tuple[Coordinate, ...]:
+    return tuple(dict.fromkeys(c for part in parts for c in part))
 
 
-def _determined_pairs(graph: LabelGraph, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+def _determined_pairs(graph: LabelGraph, cells: IntArray) -> NDArray[np.bool_]:
     """Product labels that just follow their factors: all combinations exist and nothing else touches them."""
     dropped = np.zeros(graph.size, bool)
     pairs = np.flatnonzero(graph.factors[:, 0] >= 0)
     touched = np.zeros(graph.size, bool)
     touched[graph.edges[:, :2].reshape(-1)] = True
-    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(cells, return_inverse=True, return_counts=True)
     cell_size = counts[inverse]
-    for cell in np.unique(inverse[pairs]):
-        members = pairs[inverse[pairs] == cell]
+    for members in _by_cell(pairs, inverse):
         first, second = graph.factors[members[0]]
         full = len(members) == cell_size[first] * cell_size[second]
         dropped[members] = full and not touched[members].any()
     return dropped
+
+
+def _by_cell(nodes: IntArray, cells: IntArray) -> list[IntArray]:
+    """The nodes, cell by cell."""
+    order = np.argsort(cells[nodes], kind="stable")
+    cuts = np.flatnonzero(np.diff(cells[nodes][order])) + 1
+    return np.split(nodes[order], cuts) if len(nodes) else []
+
+
+def _matched(cells: IntArray, edges: IntArray, dropped: NDArray[np.bool_]) -> IntArray:
+    """First of the nodes that each node is the twin of: edges of one colour that pair two cells one to one."""
+    twin = np.arange(len(cells))
+    _, cell, counts = np.unique(cells, return_inverse=True, return_counts=True)
+    ends = edges[~dropped[edges[:, 0]] & ~dropped[edges[:, 1]] & (counts[cell[edges[:, 0]]] > 1)]
+    for colour_edges in _by_cell(np.arange(len(ends)), ends[:, 2]):
+        group = ends[colour_edges]
+        for part in _by_cell(np.arange(len(group)), cell[group[:, 0]] * len(counts) + cell[group[:, 1]]):
+            u, v = group[part, 0], group[part, 1]
+            a, b = cell[u[0]], cell[v[0]]
+            if a != b and len(u) == counts[a] == counts[b] == len(np.unique(u)) == len(np.unique(v)):
+                roots = np.stack([_roots(twin, u), _roots(twin, v)])
+                if (roots[0] == roots[1]).any() or len(np.unique(roots)) < roots.size:
+                    continue  # already twins, or a cycle of matchings that is no identity
+                twin[roots.max(0)] = roots.min(0)
+    return _roots(twin, np.arange(len(cells)))
+
+
+def _roots(twin: IntArray, nodes: IntArray) -> IntArray:
+    while True:
+        above = twin[nodes]
+        if np.array_equal(above, nodes):
+            return nodes
+        nodes = above
+
+
+# -- recursion -----------------------------------------------------------------------------------------------------
 
 
 def _describe(
@@ -182,153 +187,104 @@ def _describe(
         solution.coordinates[nodes[k]] = prefix
     if not len(moving):
         return
-    inner = _local(moving, edges)
-    adjacency = coo_array((np.ones(len(inner)), (inner[:, 0], inner[:, 1])), shape=(len(moving), len(moving)))
-    pieces_of = connected_components(adjacency, directed=False)[1]
-    isolated = np.bincount(pieces_of)[pieces_of] == 1
-    for cell in np.unique(inverse[moving[isolated]]):
-        members = moving[isolated][inverse[moving[isolated]] == cell]
-        group = _add(solution, SolvedGroup(len(members), parent))
+    inner = edges_inside(moving, edges)
+    piece = components_of(len(moving), inner)
+    isolated = np.bincount(piece)[piece] == 1
+    for members in _by_cell(moving[isolated], inverse):
+        group = solution.add(SolvedGroup(len(members), parent))
         for index, k in enumerate(members):
             solution.coordinates[nodes[k]] = (*prefix, (group, index))
-    pieces = [moving[pieces_of == c] for c in np.unique(pieces_of[~isolated])]
-    for base, copies in _classes(pieces, colours, edges):
-        whole = len(copies) == 1 and len(base) == len(nodes)
-        if whole:
-            group = _add(solution, SolvedGroup(len(base), parent, "generic", tuple(int(n) for n in nodes[base])))
-            for index, k in enumerate(base):
-                solution.coordinates[nodes[k]] = (*prefix, (group, index))
+    pieces = _split_pieces(moving, colours, inner, piece, ~isolated)
+    for (base, local), copies in _classes(pieces):
+        if len(copies) == 1 and len(base[0]) == len(nodes):
+            _describe_connected(nodes, colours, edges, parent, prefix, solution)
             continue
-        outer = _add(solution, SolvedGroup(len(copies), parent)) if len(copies) > 1 else None
+        outer = solution.add(SolvedGroup(len(copies), parent)) if len(copies) > 1 else None
         first = (*prefix, (outer, 0)) if outer is not None else prefix
-        local = _local(base, edges)
-        refined = _colour_ids(refine(colours[base], local))
-        _describe(nodes[base], refined, local, parent if outer is None else outer, first, solution)
+        inside, place = base
+        refined = refine(place, local)
+        _describe(nodes[inside], refined, local, parent if outer is None else outer, first, solution)
         if outer is None:
             continue
         for index, image in enumerate(copies):
-            for k, moved in zip(base.tolist(), image.tolist(), strict=True):
+            for k, moved in zip(inside.tolist(), image.tolist(), strict=True):
                 rest = solution.coordinates[nodes[k]][len(first) :]
                 solution.coordinates[nodes[moved]] = (*prefix, (outer, index), *rest)
 
 
-def _add(solution: Solution, group: SolvedGroup) -> int:
-    solution.groups.append(group)
-    return len(solution.groups) - 1
+def _describe_connected(
+    nodes: IntArray,
+    colours: IntArray,
+    edges: IntArray,
+    parent: int | None,
+    prefix: tuple[Coordinate, ...],
+    solution: Solution,
+) -> None:
+    """A piece in one part in which everything moves: a grid over smaller cells, or no product at all."""
+    grid = _grid(colours, edges)
+    if grid is None:
+        group = solution.add(SolvedGroup(len(nodes), parent, "generic", tuple(nodes.tolist())))
+        for index, node in enumerate(nodes):
+            solution.coordinates[node] = (*prefix, (group, index))
+        return
+    members, sides = grid
+    rest = np.setdiff1d(np.arange(len(nodes)), members)
+    _describe(nodes[rest], colours[rest], edges_inside(rest, edges), parent, prefix, solution)
+    for k, row in zip(members, sides, strict=True):
+        solution.coordinates[nodes[k]] = _united([solution.coordinates[nodes[s]] for s in row])
 
 
-def _classes(pieces: Sequence[IntArray], colours: IntArray, edges: IntArray) -> list[tuple[IntArray, list[IntArray]]]:
+def _grid(colours: IntArray, edges: IntArray) -> tuple[IntArray, IntArray] | None:
+    """A cell whose nodes are all combinations of one node from each of several other cells, and those nodes.
+
+    Query dimensions of grouped-query attention are one: (query head inside its group) x (dimension of the shared key).
+    """
+    both = np.concatenate([edges[:, :2], edges[:, 1::-1]])
+    _, cell, counts = np.unique(colours, return_inverse=True, return_counts=True)
+    neighbours = np.unique(both, axis=0)
+    by_source = np.split(neighbours[:, 1], np.searchsorted(neighbours[:, 0], np.arange(1, len(colours))))
+    for c in np.argsort(-counts):
+        members = np.flatnonzero(cell == c)
+        around = [by_source[m] for m in members]
+        first = cell[around[0]]
+        if len(first) < 2 or len(set(first.tolist())) < len(first) or c in first:
+            continue
+        if math.prod(counts[first].tolist()) != len(members):
+            continue
+        sides = np.stack([a[np.argsort(cell[a])] for a in around])
+        if len(np.unique(sides, axis=0)) == len(members):
+            return members, sides
+    return None
+
+
+Piece = tuple[IntArray, IntArray]  # nodes, their colours
+
+
+def _split_pieces(
+    moving: IntArray, colours: IntArray, edges: IntArray, piece: IntArray, wanted: NDArray[np.bool_]
+) -> list[tuple[Piece, IntArray]]:
+    """Nodes, colours and local edges of every wanted piece."""
+    result = []
+    members = _by_cell(np.flatnonzero(wanted), piece)
+    of_edge = piece[edges[:, 0]] if len(edges) else np.zeros(0, np.int64)
+    edge_rows = {int(of_edge[rows[0]]): rows for rows in _by_cell(np.arange(len(edges)), of_edge)}
+    for inside in members:
+        rows = edges[edge_rows[int(piece[inside[0]])]]
+        local = np.column_stack([np.searchsorted(inside, rows[:, 0]), np.searchsorted(inside, rows[:, 1]), rows[:, 2]])
+        result.append(((moving[inside], colours[moving[inside]]), local))
+    return result
+
+
+def _classes(pieces: Sequence[tuple[Piece, IntArray]]) -> list[tuple[tuple[Piece, IntArray], list[IntArray]]]:
     """Isomorphic pieces together: the first one, and the image of its nodes in each (itself first)."""
-    classes: dict[tuple[int, ...], list[tuple[IntArray, list[IntArray]]]] = {}
-    for piece in pieces:
-        key = tuple(sorted(colours[piece].tolist()))
-        known = classes.setdefault(key, [])
-        for base, copies in known:
-            image = _isomorphism(base, piece, colours, edges, None)
+    classes: dict[bytes, list[tuple[tuple[Piece, IntArray], list[IntArray]]]] = {}
+    for (nodes, colours), local in pieces:
+        known = classes.setdefault(np.sort(colours).tobytes(), [])
+        for ((_, base_colours), base_local), copies in known:
+            image = isomorphism((base_colours, base_local), (colours, local))
             if image is not None:
-                copies.append(image)
+                copies.append(nodes[image])
                 break
         else:
-            known.append((piece, [piece]))
+            known.append((((nodes, colours), local), [nodes]))
     return [entry for known in classes.values() for entry in known]
-
-
-def _isomorphism(
-    left: IntArray, right: IntArray, colours: IntArray, edges: IntArray, generator: np.random.Generator | None
-) -> IntArray | None:
-    """Image in ``right`` of every node of ``left``, by refining both alike; random where a generator is given."""
-    local = _local(left, edges), _local(right, edges)
-    current = [colours[left].copy(), colours[right].copy()]
-    fresh = 1
-    while True:
-        hashes = [refine(c, e) for c, e in zip(current, local, strict=True)]
-        if not np.array_equal(np.sort(hashes[0]), np.sort(hashes[1])):
-            return None
-        values, inverse, counts = np.unique(hashes[0], return_inverse=True, return_counts=True)
-        if len(values) == len(left):
-            image = right[np.argsort(hashes[1])[np.argsort(np.argsort(hashes[0]))]]
-            return image if _keeps_edges(left, image, edges) else None
-        current = [_colour_ids(h) for h in hashes]
-        cell = values[np.flatnonzero(counts > 1)[0]]
-        here, there = np.flatnonzero(hashes[0] == cell)[0], np.flatnonzero(hashes[1] == cell)
-        pick = there[0] if generator is None else generator.choice(there)
-        marker = _colour_ids(_mix(np.array([fresh], np.uint64)))[0]
-        current[0][here] = current[1][pick] = marker
-        fresh += 1
-
-
-def _keeps_edges(nodes: IntArray, image: IntArray, edges: IntArray) -> bool:
-    inside = edges[np.isin(edges[:, 0], nodes) & np.isin(edges[:, 1], nodes)]
-    target = edges[np.isin(edges[:, 0], image) & np.isin(edges[:, 1], image)]
-    to = dict(zip(nodes.tolist(), image.tolist(), strict=True))
-    moved = sorted((to[u], to[v], c) for u, v, c in inside.tolist())
-    return moved == sorted(map(tuple, target.tolist()))
-
-
-def log_order(graph: LabelGraph, solution: Solution) -> float:
-    """Natural logarithm of the number of automorphisms."""
-    edges = np.concatenate([graph.edges, _pair_edges(graph)])
-    total = 0.0
-    for g, group in enumerate(solution.groups):
-        if group.kind == "symmetric":
-            one = math.lgamma(group.size + 1)
-        else:
-            nodes = np.array(group.nodes)
-            one = _log_order_of(solution.cells[nodes], _local(nodes, edges))
-        total += solution.copies(g) * one
-    return total
-
-
-def _log_order_of(colours: IntArray, edges: IntArray) -> float:
-    """Order of a piece: the sizes of the classes from which one node after the other is held."""
-    total, fresh = 0.0, 1
-    while True:
-        hashes = refine(colours, edges)
-        values, counts = np.unique(hashes, return_counts=True)
-        if len(values) == len(colours):
-            return total
-        cell = np.flatnonzero(counts > 1)[0]
-        total += math.log(counts[cell])
-        colours = _colour_ids(hashes).copy()
-        colours[np.flatnonzero(hashes == values[cell])[0]] = _colour_ids(_mix(np.array([fresh], np.uint64)))[0]
-        fresh += 1
-
-
-# -- random elements ---------------------------------------------------------------------------------------------------
-
-
-def random_source(graph: LabelGraph, solution: Solution, generator: np.random.Generator) -> IntArray:
-    """A random automorphism as a gather: node ``l`` receives what was at node ``source[l]``."""
-    draws = [_draw(graph, solution, g, generator) for g in range(len(solution.groups))]
-    moving = [(n, c) for n, c in enumerate(solution.coordinates) if c]
-    table = {(int(solution.cells[n]), c): n for n, c in moving}
-    source = np.arange(graph.size)
-    for node, coordinates in moving:
-        source[node] = table[int(solution.cells[node]), _move(solution, draws, coordinates)]
-    return source
-
-
-def _draw(graph: LabelGraph, solution: Solution, g: int, generator: np.random.Generator) -> IntArray:
-    """Random elements of one group, one row for each of its copies."""
-    group, copies = solution.groups[g], solution.copies(g)
-    if group.kind == "symmetric":
-        return np.stack([generator.permutation(group.size) for _ in range(copies)])
-    nodes = np.array(group.nodes)
-    edges = np.concatenate([graph.edges, _pair_edges(graph)])
-    rows = []
-    for _ in range(copies):
-        image = _isomorphism(nodes, nodes, solution.cells, edges, generator)
-        rows.append(np.arange(len(nodes)) if image is None else np.searchsorted(nodes, image))
-    return np.stack(rows)
-
-
-def _move(solution: Solution, draws: Sequence[IntArray], coordinates: tuple[Coordinate, ...]) -> tuple[Coordinate, ...]:
-    moved: list[Coordinate] = []
-    place: dict[int, int] = {}
-    for group, index in coordinates:
-        copy = 0
-        for ancestor in solution.ancestors(group):
-            copy = copy * solution.groups[ancestor].size + place[ancestor]
-        place[group] = index
-        moved.append((group, int(draws[group][copy, index])))
-    return tuple(moved)

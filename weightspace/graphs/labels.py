@@ -64,9 +64,10 @@ class Labels:
         self._family = np.zeros(0, np.int64)
         self._fixed = np.zeros(0, bool)
         self._fixed_pool = np.zeros(0, np.int64)
-        self._pairs: dict[tuple[int, int], int] = {}
+        self._factors = np.zeros((0, 2), np.int64)
+        self._pair_keys = np.zeros(0, np.int64)  # shape: (pairs made,), ascending
+        self._pair_labels = np.zeros(0, np.int64)
         self._rows: dict[bytes, IntArray] = {}
-        self.factors: dict[int, tuple[int, int]] = {}
         self.relations: list[Relation] = []
         self.marks: list[IntArray] = []
 
@@ -79,6 +80,7 @@ class Labels:
         if self._same.size > len(self._family):
             room = max(2 * len(self._family), self._same.size)
             self._family = np.resize(self._family, room)
+            self._factors = np.concatenate([self._factors, np.full((room - len(self._factors), 2), -1)])
             self._fixed = np.concatenate([self._fixed, np.zeros(room - len(self._fixed), bool)])
         self._family[labels] = family[0]
         return labels
@@ -172,19 +174,22 @@ class Labels:
     def pair(self, left: IntArray, right: IntArray) -> IntArray:
         """Product labels of two arrays of one shape; their factors are remembered, so that a split gives them back."""
         a, b = self.find(left), self.find(right)
-        tuples = np.stack([a.reshape(-1), b.reshape(-1)], 1)
-        distinct, inverse = np.unique(tuples, axis=0, return_inverse=True)
-        known = [self._pairs.get((x, y), -1) for x, y in distinct.tolist()]
-        missing = np.array([k < 0 for k in known])
-        if missing.any():
-            fresh = self.new(int(missing.sum()))
-            self._fixed[fresh] = self._fixed[distinct[missing]].all(1)
-            for label, (x, y) in zip(fresh.tolist(), distinct[missing].tolist(), strict=True):
-                self._pairs[x, y] = label
-                self.factors[label] = (x, y)
-            if not missing.all():
-                self.unite([fresh, np.array([k for k in known if k >= 0])])
-        labels = np.array([self._pairs[x, y] for x, y in distinct.tolist()], np.int64)
+        keys, inverse = np.unique((a.reshape(-1) << 32) | b.reshape(-1), return_inverse=True)
+        at = np.searchsorted(self._pair_keys, keys)
+        known = np.zeros(len(keys), bool)
+        inside = at < len(self._pair_keys)
+        known[inside] = self._pair_keys[at[inside]] == keys[inside]
+        labels = np.zeros(len(keys), np.int64)
+        labels[known] = self._pair_labels[at[known]]
+        if not known.all():
+            fresh = self.new(int((~known).sum()))
+            self._factors[fresh] = np.stack([keys[~known] >> 32, keys[~known] & 0xFFFFFFFF], 1)
+            self._fixed[fresh] = self._fixed[self._factors[fresh]].all(1)
+            if known.any():
+                self.unite([fresh, labels[known]])
+            labels[~known] = fresh
+            self._pair_keys = np.insert(self._pair_keys, at[~known], keys[~known])
+            self._pair_labels = np.insert(self._pair_labels, at[~known], fresh)
         return labels[inverse.reshape(-1)].reshape(a.shape)
 
     def mark(self, labels: IntArray) -> None:
@@ -204,15 +209,20 @@ class Labels:
         for other in families[1:]:
             self._families.union(self._families.find(families[:1]), self._families.find(np.array([other])))
 
+    def factors(self, labels: IntArray) -> IntArray:
+        """Both factors of each label, shape ``(*labels.shape, 2)``; -1 where it is no product."""
+        found = self._factors[self.find(labels)]
+        product = found[..., 0] >= 0
+        found[product] = self.find(found[product])
+        return found
+
     def factor(self, labels: IntArray, side: int) -> IntArray | None:
         """First (0) or second (1) factors of product labels; ``None`` unless all of them are products."""
         return self._factor(self.find(labels), side)
 
     def _factor(self, roots: IntArray, side: int) -> IntArray | None:
-        flat = roots.reshape(-1).tolist()
-        if any(label not in self.factors for label in flat):
-            return None
-        return self.find(np.array([self.factors[label][side] for label in flat], np.int64).reshape(roots.shape))
+        factors = self._factors[roots, side]
+        return None if (factors < 0).any() else self.find(factors)
 
     def _share_family(self, a: IntArray, b: IntArray) -> bool:
         left = np.unique(self._families.find(self._family[a]))
@@ -225,9 +235,8 @@ class Labels:
         A merged label keeps the factors of one side, which must imply those of the other.
         """
         factors = [[self._factor(x, side) for side in (0, 1)] for x in (a, b)]
-        partly = [any(int(label) in self.factors for label in x.tolist()) for x in (a, b)]
-        if not all(partly):
-            return not (self._ancestors(a) & set(b.tolist()) or self._ancestors(b) & set(a.tolist()))
+        if not all((self._factors[x] >= 0).any() for x in (a, b)):
+            return not (np.isin(self._ancestors(a), b).any() or np.isin(self._ancestors(b), a).any())
         if any(f is None for pair in factors for f in pair):
             return False
         (a0, a1), (b0, b1) = factors
@@ -239,25 +248,22 @@ class Labels:
                 return True
         return False
 
-    def _ancestors(self, labels: IntArray) -> set[int]:
+    def _ancestors(self, labels: IntArray) -> IntArray:
         """Everything these labels are products of, all the way down."""
-        found: set[int] = set()
-        pending = labels.tolist()
-        while pending:
-            factors = self.factors.get(pending.pop(), ())
-            roots = self.find(np.array(factors, np.int64)).tolist()
-            pending += [r for r in roots if r not in found]
-            found.update(roots)
+        found = np.zeros(0, np.int64)
+        pending = labels
+        while len(pending):
+            factors = self._factors[pending]
+            pending = np.setdiff1d(self.find(factors[factors >= 0]), found)
+            found = np.union1d(found, pending)
         return found
 
     def _merge(self, a: IntArray, b: IntArray) -> None:
         """Make label ``a[i]`` and label ``b[i]`` one; both injective, disjoint, roots."""
-        known = {x: self.factors[x] for x in (*b.tolist(), *a.tolist()) if x in self.factors}
+        known = np.where(self._factors[a] >= 0, self._factors[a], self._factors[b])
         self.unite([a, b])
         self._same.union(a, b)
-        for root, x, y in zip(np.minimum(a, b).tolist(), a.tolist(), b.tolist(), strict=True):
-            if x in known or y in known:
-                self.factors[root] = known[x] if x in known else known[y]
+        self._factors[np.minimum(a, b)] = known
 
 
 def _bijection(left: IntArray | None, right: IntArray | None) -> tuple[IntArray, IntArray] | None:

@@ -20,7 +20,8 @@ from torch.func import functional_call
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs.axis_blocks import axis_parts
 from weightspace.graphs.compaction import colour_by_axes, compact
-from weightspace.graphs.label_graph import LabelGraph, Solution, log_order, random_source, solve
+from weightspace.graphs.label_graph import LabelGraph, Solution, solve
+from weightspace.graphs.label_sampling import log_order, random_source
 from weightspace.graphs.labels import IntArray
 from weightspace.graphs.neuron_permutation import NeuronPermutation
 from weightspace.graphs.parameter_view import ParameterView
@@ -96,7 +97,7 @@ class WeightSpace:
             for g, s in sorted(enumerate(solved), key=lambda x: list(self._names).index(x[0]))
         }
         self.blocks = tuple(b for p in self.parameters for b in self._blocks_of(p))
-        self.log_order = log_order(graph, self._solution)
+        self.log_order = log_order(self._solution)
 
     # -- construction --------------------------------------------------------------------------------------------
 
@@ -161,6 +162,11 @@ class WeightSpace:
         )
         return cls(placed, graph, {start: group for group, start in starts.items()})
 
+    @property
+    def label_classes(self) -> IntArray:
+        """Class of every label of :attr:`parameters`; no symmetry exchanges labels of different classes."""
+        return self._solution.cells
+
     # -- group action --------------------------------------------------------------------------------------------
 
     def random_permutation(self, generator: torch.Generator | int) -> NeuronPermutation:
@@ -170,7 +176,7 @@ class WeightSpace:
             generator: A torch generator, or a seed.
         """
         seed = generator if isinstance(generator, int) else int(torch.randint(2**62, (), generator=generator))
-        return NeuronPermutation(random_source(self._graph, self._solution, np.random.default_rng(seed)))
+        return NeuronPermutation(random_source(self._solution, np.random.default_rng(seed)))
 
     def permute(
         self,
