@@ -20,7 +20,7 @@ from weightspace.graphs.neurons import LayoutRecorder, Neurons
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.values import Component, Value, combine
 
-__all__ = ["ParameterLabels", "Propagation", "register_rule"]
+__all__ = ["ParameterLabels", "Propagation", "has_rule", "register_rule"]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -45,6 +45,17 @@ def register_rule(*targets: Any) -> Callable[[_R], _R]:
         return rule
 
     return add
+
+
+def has_rule(target: Any) -> bool:
+    """Whether labels can be pushed through an operator."""
+    return _find_rule(target) is not None
+
+
+def _find_rule(target: Any) -> Rule | None:
+    if target in _RULES or torch.Tag.pointwise not in getattr(target, "tags", ()):
+        return _RULES.get(target)
+    return _RULES[torch.Tag.pointwise]
 
 
 @dataclass
@@ -158,9 +169,7 @@ class Propagation:
         return _without_neurons(value) if self.recorder.obstacle and isinstance(value, Value) else value
 
     def _rule_for(self, node: Node, operands: Sequence[Value]) -> Rule:
-        rule = _RULES.get(node.target)
-        if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
-            rule = _RULES[torch.Tag.pointwise]
+        rule = _find_rule(node.target)
         if rule is None and all(self.labels.is_fixed(c.labels).all() for v in operands for c in v.components):
             rule = _hold_result
         if rule is None:

@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind
 import weightspace.graphs.rules  # noqa: F401  (registers the rules)
 from weightspace.errors import ShapeError, SpecError, UnsupportedModuleError
 from weightspace.graphs.block_layout import BlockLayout
+from weightspace.graphs.decomposition import decompose_unknown
 from weightspace.graphs.execution import ProgramRunner
 from weightspace.graphs.operator_graph import OperatorGraph
 from weightspace.graphs.operator_reading import read_operations
@@ -251,7 +252,7 @@ def trace(
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
             module.eval()
             exported = torch.export.export(module, example_inputs, example_keyword_inputs, strict=False)
-            program = exported.run_decompositions({})
+            program = decompose_unknown(exported.run_decompositions({}))
     except Exception as error:
         # Whatever stopped the export (control flow on values, a wrong example input) is the user's to see.
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
