@@ -11,6 +11,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from weightspace.graphs.execution import ProgramRunner
+from weightspace.graphs.operator_data import TENSOR_ROLES
 from weightspace.graphs.operator_graph import Operation, OperatorGraph, OwnedTensor
 from weightspace.graphs.operator_types import MOVEMENT, PARAMETER_SLOTS, operation_type
 
@@ -93,7 +94,9 @@ class _Reader:
         for node, spec in runner.placeholders():
             name = aliases.get(str(spec.target), str(spec.target))
             if spec.kind is InputKind.USER_INPUT:
-                self._flow[node] = self._add(Operation(node.name, "input", "placeholder", (), (), (), _shape(node)))
+                is_tensor = isinstance(node.meta.get("val"), Tensor)  # options such as use_cache are no data
+                read = Operation(node.name, "input", "placeholder", (), (), (), _shape(node))
+                self._flow[node] = self._add(read) if is_tensor else None
             elif name in weights:
                 shape = tuple(weights[name].shape)
                 is_buffer = spec.kind is InputKind.BUFFER
@@ -121,7 +124,9 @@ class _Reader:
             return None
         name = _operator(node)
         shapes = {slot: _shape(v) if isinstance(v, Node) else v for slot, v in arguments.items()}
-        kind = operation_type(name, shapes, [_shape(x) for _, x in operands])
+        # A sum with a constant tensor is a shift, as one with a number: nothing is joined.
+        varying = [_shape(x) for (_, x), (_, flow) in zip(operands, flows, strict=True) if flow is not None]
+        kind = operation_type(name, shapes, varying)
         if kind in MOVEMENT:
             carried = next(flow for _, flow in (reversed(flows) if name == "copy" else flows) if flow is not None)
             if isinstance(carried, _Raw):
@@ -130,7 +135,8 @@ class _Reader:
                 return carried
         scopes = self._scopes(node)
         kind, slots = _owned_slots(kind, flows)
-        owned = tuple(_owned(flow, slot, kind) for slot, flow in flows if isinstance(flow, _Raw) and slot in slots)
+        mine = [_owned(flow, slot, kind) for slot, flow in flows if isinstance(flow, _Raw) and slot in slots]
+        owned = tuple(sorted(mine, key=lambda t: TENSOR_ROLES.index(t.role)))
         inputs = [self._source(f, scopes) for slot, f in flows if not (isinstance(f, _Raw) and slot in slots)]
         read = tuple(x for x in inputs if x is not None)
         title = self._unique(_title(scopes[-1] if scopes else "", kind, owned))

@@ -140,7 +140,7 @@ _NAMES: dict[str, str] = {
 _BY_NAME = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 _BY_NAME |= {kind: kind for kind in OPERATION_TYPES if kind in ACTIVATIONS and kind not in _BY_NAME}
 
-# Operators whose meaning depends on whether the second operand is a tensor or a number.
+# What joins become where only one operand varies.
 _WITH_NUMBER = {"sum": "shift", "difference": "shift", "product": "scale", "quotient": "scale"}
 _JOINS = {"add": "sum", "mul": "product", "multiply": "product", "addcmul": "sum", "lerp": "sum", "addcdiv": "sum"}
 
@@ -151,7 +151,7 @@ def operation_type(name: str, arguments: Mapping[str, Any], tensors: Sequence[Se
     Args:
         name: Name of the operator without namespace and overload (``"conv2d"``, ``"add"``).
         arguments: Its arguments by name; tensors as their shapes.
-        tensors: Shapes of the operands that are tensors.
+        tensors: Shapes of the operands that depend on inputs or weights.
 
     Example:
         >>> operation_type("add", {"other": 1.0}, [(2, 3)]), operation_type("add", {"other": (2, 3)}, [(2, 3), (2, 3)])
