@@ -84,7 +84,7 @@ def expand(p: Propagation, node: Node, x: Value, *_: Any, **__: Any) -> Value:
 # -- taking positions --------------------------------------------------------------------------------------------------
 
 
-def _take(p: Propagation, x: Value, dim: int, index: IntArray, marked: bool = True) -> Value:
+def take(p: Propagation, x: Value, dim: int, index: IntArray, marked: bool = True) -> Value:
     """Positions ``index`` along ``dim``; ``pi`` must map what is taken to itself."""
     components = []
     for c in x.components:
@@ -98,7 +98,7 @@ def _take(p: Propagation, x: Value, dim: int, index: IntArray, marked: bool = Tr
     if neurons is not None and dim in neurons.dims:
         neurons = neurons.moved(neurons.dims, np.take(neurons.ids, index, axis=neurons.dims.index(dim)))
     shape = (*x.shape[:dim], len(index), *x.shape[dim + 1 :])
-    return _without_single(
+    return without_single(
         replace(
             x,
             shape=shape,
@@ -109,7 +109,7 @@ def _take(p: Propagation, x: Value, dim: int, index: IntArray, marked: bool = Tr
     )
 
 
-def _without_single(x: Value) -> Value:
+def without_single(x: Value) -> Value:
     """Leave axes of size 1 out of the components."""
     components = []
     for c in x.components:
@@ -128,7 +128,7 @@ def take_slice(
     """``x[start:end:step]`` along one axis."""
     dim %= len(x.shape)
     index = np.arange(x.shape[dim])[slice(start, end, step)]
-    return x if len(index) == x.shape[dim] else _take(p, x, dim, index)
+    return x if len(index) == x.shape[dim] else take(p, x, dim, index)
 
 
 @register_rule(aten.narrow.default)
@@ -141,7 +141,7 @@ def narrow(p: Propagation, node: Node, x: Value, dim: int, start: int, length: i
 def select(p: Propagation, node: Node, x: Value, dim: int, index: int) -> Value:
     """One position; the axis goes."""
     dim %= len(x.shape)
-    picked = _take(p, x, dim, np.array([index % x.shape[dim]]))
+    picked = take(p, x, dim, np.array([index % x.shape[dim]]))
     shape = p.shape(node)
     return map_axes(picked, lambda d: d - (d > dim), shape, picked.view and picked.view.reshape(*shape))
 
@@ -153,7 +153,7 @@ def split(p: Propagation, node: Node, x: Value, _: Any, dim: int = 0) -> tuple[V
     parts, start = [], 0
     for meta in node.meta["val"]:
         stop = start + int(meta.shape[dim])
-        parts.append(_take(p, x, dim, np.arange(start, stop)))
+        parts.append(take(p, x, dim, np.arange(start, stop)))
         start = stop
     return tuple(parts)
 
@@ -163,7 +163,7 @@ def unbind(p: Propagation, node: Node, x: Value, dim: int = 0) -> tuple[Value, .
     """All positions of one axis, each without the axis."""
     dim %= len(x.shape)
     shape = p.shape(node, 0)
-    parts = [_take(p, x, dim, np.array([k])) for k in range(x.shape[dim])]
+    parts = [take(p, x, dim, np.array([k])) for k in range(x.shape[dim])]
     return tuple(
         map_axes(part, lambda d: d - (d > dim), shape, part.view and part.view.reshape(*shape)) for part in parts
     )
@@ -174,7 +174,7 @@ def flip(p: Propagation, node: Node, x: Value, dims: Sequence[int]) -> Value:
     """Axes read backwards."""
     for dim in dims:
         size = x.shape[dim]
-        x = x if size == 1 else _take(p, x, dim % len(x.shape), np.arange(size)[::-1], marked=False)
+        x = x if size == 1 else take(p, x, dim % len(x.shape), np.arange(size)[::-1], marked=False)
     return x
 
 
@@ -184,7 +184,7 @@ def roll(p: Propagation, node: Node, x: Value, shifts: Sequence[int], dims: Sequ
     shifts = [shifts] if isinstance(shifts, int) else shifts
     for shift, dim in zip(shifts, [dims] if isinstance(dims, int) else dims, strict=True):
         size = x.shape[dim]
-        x = x if size == 1 else _take(p, x, dim % len(x.shape), np.roll(np.arange(size), shift), marked=False)
+        x = x if size == 1 else take(p, x, dim % len(x.shape), np.roll(np.arange(size), shift), marked=False)
     return x
 
 
@@ -197,7 +197,7 @@ def repeat(p: Propagation, node: Node, x: Value, repeats: Sequence[int]) -> Valu
     for dim, times in enumerate(repeats):
         if times > 1:
             index = np.tile(np.arange(x.shape[dim]), times)
-            x = _take(p, x, dim, index, marked=False) if dim >= lead or x.shape[dim] > 1 else x
+            x = take(p, x, dim, index, marked=False) if dim >= lead or x.shape[dim] > 1 else x
     return replace(x, shape=shape, view=None)
 
 
@@ -228,13 +228,14 @@ def cat(p: Propagation, node: Node, parts: Sequence[Value], dim: int = 0) -> Val
     arrays = [p.labels.new(1) if a is None else a for a in along_dim]
     rest_components = combine(p.labels, operands, others)
     rest_components = tuple(Component(tuple(d + (d >= dim) for d in c.dims), c.labels) for c in rest_components)
-    labels = _concatenate(p, arrays)
+    labels = concatenate(p, arrays)
     neurons = _cat_neurons(p, parts, dim)
     origin = "activation" if any(x.origin == "activation" for x in parts) else "computed"
-    return _without_single(Value(shape, (*rest_components, Component((dim,), labels)), origin, neurons=neurons))
+    return without_single(Value(shape, (*rest_components, Component((dim,), labels)), origin, neurons=neurons))
 
 
-def _concatenate(p: Propagation, arrays: Sequence[IntArray]) -> IntArray:
+def concatenate(p: Propagation, arrays: Sequence[IntArray]) -> IntArray:
+    """Labels of parts behind each other; a label in two of them is told apart by its part."""
     labels = np.concatenate([p.labels.find(a) for a in arrays])
     if len(np.unique(labels)) < len(labels):
         part = np.repeat(np.arange(len(arrays)), [len(a) for a in arrays])
@@ -284,7 +285,7 @@ def stack(p: Propagation, node: Node, parts: Sequence[Value], dim: int = 0) -> V
             continue
         where = tuple(sorted((*dims, dim)))
         filled = [p.labels.new(known[0].size).reshape(known[0].shape) if a is None else a for a in arrays]
-        flat = _concatenate(p, [a.reshape(-1) for a in filled]).reshape(len(parts), *known[0].shape)
+        flat = concatenate(p, [a.reshape(-1) for a in filled]).reshape(len(parts), *known[0].shape)
         components.append(Component(where, np.moveaxis(flat, 0, where.index(dim))))
     covered = {d for c in components for d in c.dims}
     if dim not in covered:
@@ -292,7 +293,7 @@ def stack(p: Propagation, node: Node, parts: Sequence[Value], dim: int = 0) -> V
     if any(x.neurons is not None for x in parts):
         p.recorder.cannot("neurons are stacked along a new axis")
     letters = LETTERS[: len(shape)]
-    return _without_single(Value(shape, combine(p.labels, [(components, letters)], letters)))
+    return without_single(Value(shape, combine(p.labels, [(components, letters)], letters)))
 
 
 @register_rule(aten.constant_pad_nd.default, aten.pad.default)
