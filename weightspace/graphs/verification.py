@@ -100,16 +100,19 @@ def verify_symmetry(
     with torch.no_grad():
         reference = pytree.tree_leaves(evaluate(randomised, *inputs))
 
-        def deviation(g: NeuronPermutation) -> float:
-            return _deviation(reference, pytree.tree_leaves(evaluate(space.permute(randomised, g), *inputs)))
+        def deviation(weights: Mapping[str, Tensor]) -> float:
+            return _deviation(reference, pytree.tree_leaves(evaluate(weights, *inputs)))
 
         elements = [_element(space, generator) for _ in range(trials)]
-        worst = max((deviation(g) for g in elements), default=0.0)
-        moved = min((_moved(randomised, space.permute(randomised, g)) for g in elements), default=0)
+        worst, moved = 0.0, min(1, trials) * sum(w.numel() for w in randomised.values())
+        for g in elements:
+            permuted = space.permute(randomised, g)
+            worst = max(worst, deviation(permuted))
+            moved = min(moved, _moved(randomised, permuted))
         broken: list[str] = []
         if worst > tolerance:
             for name in space.groups:
-                if any(deviation(space.restricted(name, g)) > tolerance for g in elements):
+                if any(deviation(space.permute(randomised, space.restricted(name, g))) > tolerance for g in elements):
                     broken.append(name)
     return Verification(worst, moved, trials, tolerance, tuple(broken))
 
@@ -129,9 +132,9 @@ def _random_like(name: str, tensor: Tensor, generator: torch.Generator) -> Tenso
         return tensor
     noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
     if name.rsplit(".", 1)[-1] == "running_var":
-        return noise.abs() + 0.5
+        return noise.abs_().add_(0.5)
     fan_in = max(tensor.numel() // max(tensor.shape[0], 1), 1) if tensor.ndim > 1 else 1
-    return noise / fan_in**0.5
+    return noise.div_(fan_in**0.5)
 
 
 def _random_input(x: Any, generator: torch.Generator) -> Any:
