@@ -8,7 +8,18 @@ from weightspace.graphs.rules import (
     movement,
     normalisation,
     pointwise,
+    recurrent,
     reduction,
 )
 
-__all__ = ["attention", "contraction", "convolution", "linear", "movement", "normalisation", "pointwise", "reduction"]
+__all__ = [
+    "attention",
+    "contraction",
+    "convolution",
+    "linear",
+    "movement",
+    "normalisation",
+    "pointwise",
+    "recurrent",
+    "reduction",
+]

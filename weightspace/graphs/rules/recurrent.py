@@ -1,0 +1,226 @@
+"""Recurrent layers and cells: gates are a fixed axis, the neurons of one layer and direction move together.
+
+Letters: ``b`` batch, ``g`` gate, ``h`` neuron, ``i`` input, ``p`` neuron of the step before (of its projection, where
+there is one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from weightspace.graphs.labels import IntArray
+from weightspace.graphs.propagation import Propagation, register_rule
+from weightspace.graphs.rules.movement import concatenate
+from weightspace.graphs.values import Component, Value, along, combine, split_product
+
+aten = torch.ops.aten
+
+Components = tuple[Component, ...]
+
+
+@dataclass(frozen=True)
+class _State:
+    """Labels of hidden and cell state, over batch and neurons; ``cell`` stays empty where there is none."""
+
+    hidden: Components
+    cell: Components = ()
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """Weights of one layer and direction, and how many gates stand in each."""
+
+    gates: int
+    input: Value
+    recurrent: Value
+    biases: tuple[Value, ...]
+    projection: Value | None = None
+
+    def step(self, p: Propagation, x: Components, state: _State) -> _State:
+        """One time step: everything that depends on a neuron is tied to it."""
+        stacked = [(_by_gate(p, w, self.gates), letters) for w, letters in self._weights()]
+        operands = [(x, "bi"), (state.hidden, "bp"), *stacked]
+        if self.projection is not None:
+            cell = combine(p.labels, [*operands, (state.cell, "bh")], "bh")
+            return _State(combine(p.labels, [(cell, "bh"), (self.projection.components, "ph")], "bp"), cell)
+        states = [(state.hidden, "bh"), (state.cell, "bh")] if self.gates > 1 else []
+        new = combine(p.labels, [*operands, *states], "bh")
+        return _State(new, new if self.gates == 4 else ())
+
+    def _weights(self) -> list[tuple[Value, str]]:
+        return [(self.input, "ghi"), (self.recurrent, "ghp"), *((b, "gh") for b in self.biases)]
+
+    def run(self, p: Propagation, x: Components, state: _State) -> _State:
+        """Labels that stay the same from step to step."""
+        once = self.step(p, x, state)
+        twice = self.step(p, x, once)
+        for a, b in ((once.hidden, twice.hidden), (once.cell, twice.cell)):
+            if [c.dims for c in a] != [c.dims for c in b] or not all(
+                p.labels.equal(c.labels, d.labels) for c, d in zip(a, b, strict=False)
+            ):
+                for c in (*a, *b):  # no common labels for all steps: nothing moves
+                    p.labels.fix(c.labels)
+        return twice
+
+
+def _by_gate(p: Propagation, weight: Value, gates: int) -> Components:
+    """Labels of a weight of shape ``(gates * neurons, ...)`` seen as ``(gates, neurons, ...)``."""
+    neurons = weight.shape[0] // gates
+    first = weight.component_of(0)
+    others = tuple(Component(tuple(d + 1 for d in c.dims), c.labels) for c in weight.components if c is not first)
+    if first is None:
+        return others
+    if len(first.dims) > 1:
+        kept = p.hold(weight, [0])
+        return tuple(Component(tuple(d + 1 for d in c.dims), c.labels) for c in kept)
+    labels = first.labels.reshape(gates, neurons)
+    if gates == 1 or neurons == 1:
+        if gates > 1:
+            p.labels.fix(labels)
+        return (*others, Component((1,), labels[0])) if neurons > 1 else others
+    parts = split_product(p.labels, labels, (0, 1))
+    if [c.dims for c in parts] != [(0,), (1,)]:
+        order = p.labels.new(neurons)
+        positions = along(p.labels.fixed(gates), (0,), (0, 1), (gates, neurons))
+        p.labels.tie(first.labels, p.labels.pair(positions, along(order, (1,), (0, 1), (gates, neurons))).reshape(-1))
+        p.labels.fix(order[p.labels.is_fixed(labels).any(0)])
+        parts = [Component((0,), p.labels.fixed(gates)), Component((1,), order)]
+    return (*others, *parts)
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+@register_rule(aten.lstm.input)
+def lstm(p: Propagation, node: Node, x: Value, states: Sequence[Value], weights: Sequence[Value], *options: Any) -> Any:
+    """Long short-term memory (Hochreiter and Schmidhuber 1997), with projections (Sak et al. 2014) if there are."""
+    projected = states[0].shape[-1] != states[1].shape[-1]
+    return _layers(p, node, 4, x, states, weights, projected, *options)
+
+
+@register_rule(aten.gru.input)
+def gru(p: Propagation, node: Node, x: Value, state: Value, weights: Sequence[Value], *options: Any) -> Any:
+    """Gated recurrent unit (Cho et al. 2014)."""
+    return _layers(p, node, 3, x, [state], weights, False, *options)
+
+
+@register_rule(aten.rnn_tanh.input, aten.rnn_relu.input)
+def rnn(p: Propagation, node: Node, x: Value, state: Value, weights: Sequence[Value], *options: Any) -> Any:
+    """Elman network."""
+    return _layers(p, node, 1, x, [state], weights, False, *options)
+
+
+def _layers(
+    p: Propagation, node: Node, gates: int, x: Value, states: Sequence[Value], weights: Sequence[Value],
+    projected: bool, biased: bool, layers: int, dropout: float, train: bool, both: bool, batch_first: bool,
+) -> tuple[Value, ...]:  # fmt: skip
+    """All layers, one above the other; ``both`` directions side by side."""
+    time = 1 if batch_first else 0
+    batch = 1 - time
+    below: Components = tuple(
+        Component(tuple(d - 1 if batch else d // 2 for d in c.dims), c.labels) for c in p.hold(x, [time])
+    )
+    each = 2 + 2 * biased + projected
+    cells, final, sides = iter(range(0, len(weights), each)), [], 1 + both
+    for layer in range(layers):
+        done: list[_State] = []
+        for side in range(sides):
+            w = weights[(start := next(cells)) : start + each]
+            cell = _Cell(gates, w[0], w[1], tuple(w[2:4]) if biased else (), w[-1] if projected else None)
+            first = [_of_layer(p, s, layer * sides + side) for s in states]
+            done.append(cell.run(p, below, _State(first[0], first[1] if len(first) > 1 else ())))
+        final += done
+        below = _side_by_side(p, [s.hidden for s in done], states[0].shape[-1])
+    shape = p.shape(node, 0)
+    place = (batch, 2)
+    rows = tuple(Component(tuple(place[d] for d in c.dims), c.labels) for c in below)
+    results = [Value(shape, (*rows, *p.held_axes(shape, [time])))]
+    for k, parts in enumerate(zip(*[(s.hidden, s.cell)[: len(states)] for s in final], strict=True)):
+        results.append(_stacked(p, parts, p.shape(node, k + 1), _is_read(node, k + 1)))
+    return tuple(results)
+
+
+def _of_layer(p: Propagation, state: Value, index: int) -> Components:
+    """Labels of one layer's first state: a slice of shape (batch, neurons) of the stacked ones."""
+    parts: list[Component] = []
+    for c in state.components:
+        labels = c.labels
+        if 0 in c.dims:
+            labels = labels[index]
+            p.labels.mark(labels)
+        dims = tuple(d - 1 for d in c.dims if d)
+        parts += [Component(dims, labels)] if dims else []
+    return tuple(parts)
+
+
+def _separate(p: Propagation, state: Components, neurons: int) -> tuple[Components, IntArray]:
+    """Labels along the batch, and labels of the neurons."""
+    batch = combine(p.labels, [(state, "bh")], "b")
+    alone = combine(p.labels, [(state, "bh")], "h")
+    return batch, alone[0].labels if alone else p.labels.fixed(neurons)
+
+
+def _side_by_side(p: Propagation, states: Sequence[Components], neurons: int) -> Components:
+    """The directions of one layer, concatenated."""
+    if len(states) == 1:
+        return states[0]
+    batches, labels = zip(*(_separate(p, s, neurons) for s in states), strict=True)
+    return (*combine(p.labels, [(b, "b") for b in batches], "b"), Component((1,), concatenate(p, labels)))
+
+
+def _stacked(p: Propagation, states: Sequence[Components], shape: tuple[int, ...], read: bool) -> Value:
+    """Last states of all layers and directions, each with its own order; left out where nothing reads them."""
+    if not read:
+        return Value(shape, ())
+    if len(states) == 1:
+        return Value(shape, tuple(Component(tuple(d + 1 for d in c.dims), c.labels) for c in states[0]))
+    batches, labels = zip(*(_separate(p, s, shape[2]) for s in states), strict=True)
+    joint = concatenate(p, labels).reshape(len(states), shape[2])
+    batch = combine(p.labels, [(b, "b") for b in batches], ".b")
+    dims = (0, 2) if shape[2] > 1 else (0,)
+    return Value(shape, (*batch, Component(dims, joint.reshape([shape[d] for d in dims]))))
+
+
+def _is_read(node: Node, index: int) -> bool:
+    """Whether the program uses this one of several results."""
+    return any(user.args[1] == index and user.users for user in node.users)
+
+
+# -- single steps ------------------------------------------------------------------------------------------------------
+
+
+@register_rule(aten.lstm_cell.default)
+def lstm_cell(
+    p: Propagation, node: Node, x: Value, states: Sequence[Value], w_input: Value, w_recurrent: Value, *biases: Any
+) -> tuple[Value, Value]:
+    """One step of an LSTM."""
+    state = _State(states[0].components, states[1].components)
+    new = _Cell(4, w_input, w_recurrent, _given(biases)).step(p, x.components, state)
+    return Value(p.shape(node, 0), new.hidden), Value(p.shape(node, 1), new.cell)
+
+
+@register_rule(aten.gru_cell.default)
+def gru_cell(
+    p: Propagation, node: Node, x: Value, state: Value, w_input: Value, w_recurrent: Value, *biases: Any
+) -> Value:
+    """One step of a gated recurrent unit."""
+    new = _Cell(3, w_input, w_recurrent, _given(biases)).step(p, x.components, _State(state.components))
+    return Value(p.shape(node), new.hidden)
+
+
+@register_rule(aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default)
+def rnn_cell(
+    p: Propagation, node: Node, x: Value, state: Value, w_input: Value, w_recurrent: Value, *biases: Any
+) -> Value:
+    """One step of an Elman network."""
+    new = _Cell(1, w_input, w_recurrent, _given(biases)).step(p, x.components, _State(state.components))
+    return Value(p.shape(node), new.hidden)
+
+
+def _given(biases: Sequence[Value | None]) -> tuple[Value, ...]:
+    return tuple(b for b in biases if b is not None)
