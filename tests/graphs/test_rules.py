@@ -206,7 +206,7 @@ def test_neurons_read_in_two_ways_have_no_single_activation() -> None:
     assert layout.layer("m.a").activation == "mixed"
 
 
-def test_scalar_parameters_belong_to_no_neuron() -> None:
+def test_a_scalar_parameter_is_one_edge() -> None:
     class Temperature(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -219,5 +219,4 @@ def test_scalar_parameters_belong_to_no_neuron() -> None:
     assert traced.verify().ok
     space = traced.weight_space()
     assert torch.equal(space.join(space.split(traced.example_weights))["t"], traced.example_weights["t"])
-    with pytest.raises(UnsupportedModuleError, match="no parameter graph.*shared by several neurons"):
-        traced.layout()
+    assert [b.role for b in traced.layout().blocks if b.view and b.view.parameter == "t"] == ["norm_scale"]

@@ -21,7 +21,12 @@ from torch import Tensor
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs.parameter_view import ParameterView
 
-__all__ = ["BlockLayout", "EdgeBlock", "NodeLayer"]
+__all__ = ["KINDS", "BlockLayout", "EdgeBlock", "NodeLayer"]
+
+KINDS = ("input", "hidden", "output", "bias", "norm", "position", "constant", "parameter")
+"""Kinds of node layers; docs/parameter_graph.md says what each is."""
+
+Nodes = tuple[int, ...] | range
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class NodeLayer:
         name: Unique name: the module path of the operation (``layers.0``), ``input``, or the name of the parameter
             for a bias or norm node.
         size: Number of nodes.
-        kind: ``"input"``, ``"hidden"``, ``"output"``, ``"bias"`` or ``"norm"``. Nodes of kind input and output
-            keep their identity under every symmetry; bias and norm layers have size 1.
+        kind: One of :data:`KINDS`. Nodes of kind input, output and position keep their identity under every
+            symmetry; bias, norm, constant and parameter layers have size 1.
         activation: Pointwise function behind these neurons (``"sin"``, ``"relu"``, ...), ``"identity"`` if none.
         gain: Constant the neurons are multiplied by before the activation (``omega_0`` of a SIREN), radians per unit
             for sines.
+        index: Class of every node of a hidden or position layer, where there are several: no symmetry exchanges nodes
+            of different classes (queries and keys of a fused projection, say).
     """
 
     name: str
@@ -44,6 +51,17 @@ class NodeLayer:
     kind: str
     activation: str = "identity"
     gain: float = 1.0
+    index: tuple[int, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form, without an absent index."""
+        return {k: v for k, v in asdict(self).items() if k != "index" or v is not None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> NodeLayer:
+        """Read what :meth:`to_json` wrote."""
+        index = data.get("index")
+        return cls(**{**data, "index": None if index is None else tuple(index)})
 
 
 @dataclass(frozen=True)
@@ -56,13 +74,14 @@ class EdgeBlock:
 
     Args:
         name: Unique name; the parameter's own name where the parameter is one block.
-        role: ``"weight"``, ``"bias"``, ``"norm_scale"``, ``"norm_shift"``, ``"norm_mean"``, ``"norm_variance"``, or
-            ``"residual"``, ``"link"`` for parameter-free edges.
+        role: ``"weight"``, ``"bias"``, ``"norm_scale"``, ``"norm_shift"``, ``"norm_mean"``, ``"norm_variance"`` or
+            ``"parameter"`` for parameters; ``"residual"``, ``"link"``, ``"product"``, ``"shared"`` and others for
+            parameter-free edges (docs/parameter_graph.md lists them).
         source, target: Names of node layers.
         view: Where the values come from; ``None`` for parameter-free edges (value 1).
         groups, out, inputs, positions: Shape of the rectangle.
-        source_nodes, target_nodes: Node of each ``(g, i)`` and ``(g, o)`` inside its layer, row-major; ``None``
-            means all nodes of the layer in order.
+        source_nodes, target_nodes: Node of each ``(g, i)`` and ``(g, o)`` inside its layer, row-major (a range where
+            they are one); ``None`` means all nodes of the layer in order.
         offsets: ``positions`` tuples, the coordinates of each position; empty tuples where there is only one.
     """
 
@@ -75,9 +94,15 @@ class EdgeBlock:
     out: int
     inputs: int
     positions: int
-    source_nodes: tuple[int, ...] | None = None
-    target_nodes: tuple[int, ...] | None = None
+    source_nodes: Nodes | None = None
+    target_nodes: Nodes | None = None
     offsets: tuple[tuple[int, ...], ...] = ((),)
+
+    def __post_init__(self) -> None:
+        for end in ("source_nodes", "target_nodes"):
+            nodes = getattr(self, end)
+            if isinstance(nodes, tuple) and nodes and nodes == tuple(range(nodes[0], nodes[0] + len(nodes))):
+                object.__setattr__(self, end, range(nodes[0], nodes[0] + len(nodes)))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -190,9 +215,14 @@ class BlockLayout:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form; :meth:`from_json` inverts it."""
-        blocks = [{**vars(b), "view": b.view and b.view.to_json()} for b in self.blocks]
+
+        def block(b: EdgeBlock) -> dict[str, Any]:
+            nodes = {k: v and list(v) for k, v in vars(b).items() if k in ("source_nodes", "target_nodes")}
+            return {**vars(b), **nodes, "view": b.view and b.view.to_json()}
+
+        blocks = [block(b) for b in self.blocks]
         return {
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [layer.to_json() for layer in self.layers],
             "blocks": blocks,
             "shapes": [[name, list(shape)] for name, shape in self.shapes],
         }
@@ -207,7 +237,7 @@ class BlockLayout:
             return EdgeBlock(**{**b, **nodes, "view": view, "offsets": tuple(map(tuple, b["offsets"]))})
 
         shapes = tuple((name, tuple(shape)) for name, shape in data["shapes"])
-        return cls(tuple(NodeLayer(**x) for x in data["layers"]), tuple(map(block, data["blocks"])), shapes)
+        return cls(tuple(NodeLayer.from_json(x) for x in data["layers"]), tuple(map(block, data["blocks"])), shapes)
 
     @classmethod
     def mlp(

@@ -10,11 +10,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from weightspace.errors import ShapeError
-from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
+from weightspace.graphs.block_layout import KINDS, BlockLayout, EdgeBlock, NodeLayer, Nodes
 
 __all__ = ["KINDS", "ParameterGraph"]
-
-KINDS = ("input", "hidden", "output", "bias", "norm")
 
 
 class ParameterGraph(Data):
@@ -27,8 +25,8 @@ class ParameterGraph(Data):
         edge_position: Which of the parallel edges of its block (kernel position, place); shape ``(E,)``.
         node_layer: Index into ``layout.layers``; shape ``(N,)``.
         node_kind: Index into :data:`KINDS`; shape ``(N,)``.
-        node_index: Position inside the layer for input and output nodes, -1 for others (their order means nothing);
-            shape ``(N,)``.
+        node_index: Position inside the layer for input and output nodes, class of the node where its layer has
+            several, -1 for others (their order means nothing); shape ``(N,)``.
         layout: The :class:`BlockLayout`.
 
     Example:
@@ -68,12 +66,7 @@ class ParameterGraph(Data):
         widths = torch.tensor([layer.size for layer in layout.layers])
         graph.node_layer = torch.arange(len(widths)).repeat_interleave(widths)
         graph.node_kind = torch.tensor([KINDS.index(layer.kind) for layer in layout.layers])[graph.node_layer]
-        graph.node_index = torch.cat(
-            [
-                torch.arange(layer.size) if layer.kind in ("input", "output") else torch.full((layer.size,), -1)
-                for layer in layout.layers
-            ]
-        )
+        graph.node_index = torch.cat([_index(layer) for layer in layout.layers])
         graph.layout = layout
         return graph
 
@@ -106,6 +99,12 @@ def _edge_index(layout: BlockLayout, block: EdgeBlock) -> Tensor:
     return torch.stack([source.expand(block.shape).reshape(-1), target.expand(block.shape).reshape(-1)])
 
 
-def _nodes(layout: BlockLayout, layer: str, picked: tuple[int, ...] | None) -> Tensor:
+def _nodes(layout: BlockLayout, layer: str, picked: Nodes | None) -> Tensor:
     local = torch.arange(layout.layer(layer).size) if picked is None else torch.tensor(picked)
     return local + layout.starts[layer]
+
+
+def _index(layer: NodeLayer) -> Tensor:
+    if layer.kind in ("input", "output"):
+        return torch.arange(layer.size)
+    return torch.full((layer.size,), -1) if layer.index is None else torch.tensor(layer.index)

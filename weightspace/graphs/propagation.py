@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
 from weightspace.errors import UnsupportedModuleError, WeightspaceError
 from weightspace.graphs.constants import Constants, varying_axes
-from weightspace.graphs.labels import IntArray, Labels
-from weightspace.graphs.neurons import LayoutRecorder, Neurons
+from weightspace.graphs.labels import IntArray
+from weightspace.graphs.neuron_flow import NeuronFlow, module_path
+from weightspace.graphs.neurons import Neurons
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.values import Component, Value, combine
 
@@ -72,22 +72,15 @@ class ParameterLabels:
     is_buffer: bool = False
 
 
-def module_path(node: Node) -> str:
-    """Path of the module that a node came from, ``""`` for the traced module itself."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return [path for path, _ in stack.values()][-1] if stack else ""
-
-
 def _place(node: Node) -> str:
     return f"module '{module_path(node)}'" if module_path(node) else "the top module"
 
 
-class Propagation:
+class Propagation(NeuronFlow):
     """State of one walk: the label pool, the layout recorder, the value of every program node."""
 
     def __init__(self) -> None:
-        self.labels = Labels()
-        self.recorder = LayoutRecorder()
+        super().__init__()
         self.constants = Constants()
         self.parameters: dict[str, ParameterLabels] = {}
         self.values: dict[Node, Any] = {}
@@ -98,11 +91,11 @@ class Propagation:
         """A parameter or persistent buffer: every axis gets labels of its own; tied storage shares them."""
         if alias is not None:
             known = self.parameters[alias]
-            self.values[node] = Value(known.shape, known.components, "parameter", ParameterView(alias, known.shape))
+            self.values[node] = _whole(known.name, known.shape, known.components)
             return
         components = tuple(Component((d,), self.labels.new(n)) for d, n in enumerate(shape) if n > 1)
         self.parameters[name] = ParameterLabels(name, shape, shape, components, is_buffer)
-        self.values[node] = Value(shape, components, "parameter", ParameterView(name, shape))
+        self.values[node] = _whole(name, shape, components)
 
     def add_input(self, node: Node, shape: tuple[int, ...]) -> None:
         """A user input: all its positions are held."""
@@ -135,8 +128,8 @@ class Propagation:
             )
             self.values[node] = self._constant(tuple(constant.shape), constant) if known is None else tuple(known)
             return
-        args: Any = map_arg(node.args, self._operand)
-        kwargs: Any = map_arg(node.kwargs, self._operand)
+        args: Any = map_arg(node.args, self.values.__getitem__)
+        kwargs: Any = map_arg(node.kwargs, self.values.__getitem__)
         if node.target is operator.getitem:
             self.values[node] = args[0][args[1]]
             return
@@ -154,19 +147,17 @@ class Propagation:
             ) from error
         inputs = frozenset[str]().union(*(v.inputs for v in operands))
         origin = _origin(operands)
+        parameters = frozenset[str]().union(*(v.parameters for v in operands if origin != "activation"))
 
         def complete(value: Value) -> Value:
             keeps_view = value.view is not None and origin == "parameter"
             kind = origin if keeps_view or origin != "parameter" else "computed"
-            value = replace(value, inputs=inputs, origin=kind, view=value.view if keeps_view else None)
-            return _without_neurons(value) if self.recorder.obstacle else value
+            view = value.view if keeps_view else None
+            value = replace(value, inputs=inputs, origin=kind, view=view, parameters=parameters)
+            self.note_labels(value)
+            return value
 
         self.values[node] = complete(result) if isinstance(result, Value) else tuple(map(complete, result))
-
-    def _operand(self, node: Node) -> Any:
-        """Value of an argument; its neurons are no longer followed once the program has no parameter graph."""
-        value = self.values[node]
-        return _without_neurons(value) if self.recorder.obstacle and isinstance(value, Value) else value
 
     def _rule_for(self, node: Node, operands: Sequence[Value]) -> Rule:
         rule = _find_rule(node.target)
@@ -221,53 +212,10 @@ class Propagation:
         letters = LETTERS[: len(shape)]
         return combine(self.labels, [(v.components, aligned(letters, v.shape)) for v in values], letters)
 
-    def channel_neurons(self, node: Node, value: Value, dim: int) -> IntArray:
-        """Node of every position along axis ``dim``, of shape ``(size,)``; links are added where several share one."""
-        dim, size = dim % len(value.shape), value.shape[dim]
-        neurons = self.neurons_of(value, dim)
-        if set(neurons.dims) - {dim}:
-            neurons = self.recorder.link("link", f"{module_path(node) or node.name}.input", neurons, (dim,), (size,))
-        self.recorder.read(neurons)
-        return np.broadcast_to(neurons.ids, (size,))
 
-    def neurons_of(self, value: Value, dim: int) -> Neurons:
-        """Neurons of an activation; those of an input are made when an axis is first read as neurons."""
-        if value.neurons is not None:
-            return value.neurons
-        return self.recorder.input_neurons(value.inputs, value.shape[dim], dim)
-
-    def weighted(
-        self,
-        node: Node,
-        value: Value,
-        dim: int,
-        weight: Value,
-        view: ParameterView | None,
-        out: int,
-        bias: Value | None,
-    ) -> Neurons:
-        """Neurons behind an operation with a weight of view ``(groups, out, inputs, *kernel)`` and maybe a bias.
-
-        ``dim`` is the axis of the channels, before and after.
-        """
-        source = self.channel_neurons(node, value, dim)
-        name = weight.view.parameter.removesuffix(".weight") if weight.view else module_path(node) or node.name
-        target = self.recorder.add_layer(name, out, "hidden", site=node.name)
-        if view is None:
-            self.recorder.cannot(f"the weight of '{name}' is computed and not a parameter itself")
-        else:
-            groups = view.shape[0]
-            self.recorder.add_weight(view, source.reshape(groups, -1), target.reshape(groups, -1))
-        if bias is not None:
-            self.vector("bias", bias, target)
-        return Neurons((), target).moved((dim % len(value.shape),), target)
-
-    def vector(self, role: str, value: Value, target: IntArray) -> None:
-        """Record a parameter that acts on neurons one to one; ``target`` has its shape."""
-        if value.view is not None:
-            self.recorder.add_vector(role, value.view, target)
-        elif value.origin == "computed":
-            self.recorder.cannot("a bias or scale is computed and not a parameter itself")
+def _whole(name: str, shape: tuple[int, ...], components: tuple[Component, ...]) -> Value:
+    view = ParameterView(name, shape)
+    return Value(shape, components, "parameter", view, parameters=frozenset([name]))
 
 
 def _hold_result(p: Propagation, node: Node, *_: Any, **__: Any) -> Any:
@@ -282,10 +230,6 @@ def aligned(letters: str, shape: tuple[int, ...]) -> str:
     """Letters of an operand that broadcasts against the result with ``letters``."""
     tail = letters[len(letters) - len(shape) :]
     return "".join("." if n == 1 else c for c, n in zip(tail, shape, strict=True))
-
-
-def _without_neurons(value: Value) -> Value:
-    return replace(value, neurons=None)
 
 
 def _values_in(tree: Any) -> list[Value]:

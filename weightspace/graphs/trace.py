@@ -19,6 +19,7 @@ from weightspace.errors import ShapeError, SpecError, UnsupportedModuleError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.graphs.decomposition import decompose_unknown
 from weightspace.graphs.execution import ProgramRunner
+from weightspace.graphs.layout_building import build_layout
 from weightspace.graphs.operator_graph import OperatorGraph
 from weightspace.graphs.operator_reading import read_operations
 from weightspace.graphs.parameter_graph import ParameterGraph
@@ -134,14 +135,16 @@ class Trace:
     @cached_property
     def _layout(self) -> BlockLayout:
         shapes = [(name, tuple(t.shape)) for name, t in self.example_weights.items()]
-        return self._propagation.recorder.finish(self._outputs, shapes)
+        classes: dict[int, int] = {}
+        for ours, placed in zip(self._propagation.parameters.values(), self._weight_space.parameters, strict=True):
+            for c, d in zip(ours.components, placed.components, strict=True):
+                roots = self._propagation.labels.find(c.labels).reshape(-1)
+                cells = self._weight_space.label_classes[d.labels.reshape(-1)]
+                classes.update(zip(roots.tolist(), cells.tolist(), strict=True))
+        return build_layout(self._propagation, self._outputs, shapes, classes)
 
     def layout(self) -> BlockLayout:
-        """Node layers and edge blocks of the parameter graph.
-
-        Raises:
-            UnsupportedModuleError: the module has no parameter graph (a parameter is used twice, say).
-        """
+        """Node layers and edge blocks of the parameter graph; every scalar of every weight is in one of them."""
         return self._layout
 
     def parameter_graph(self, weights: Mapping[str, Tensor] | None = None) -> ParameterGraph:

@@ -42,6 +42,7 @@ class Value:
         view: The view, where the origin is ``"parameter"``.
         neurons: Nodes of the parameter graph that stand along the axes, if known.
         inputs: Names of the inputs it depends on.
+        parameters: Names of the parameters it is computed from, where it is no activation.
     """
 
     shape: tuple[int, ...]
@@ -50,6 +51,7 @@ class Value:
     view: ParameterView | None = None
     neurons: Neurons | None = None
     inputs: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()
 
     def component_of(self, dim: int) -> Component | None:
         """The component that covers this axis."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,21 +41,26 @@ def scaled_dot_product_attention(
         key, value = (_repeat_heads(x, query.shape[-3]) for x in (key, value))
     lead = tuple(map(max, zip(query.shape[:-2], key.shape[:-2], strict=True)))
     scores_shape = (*lead, query.shape[-2], key.shape[-2])
-    scores = contract(p, [(query, batch + "TD"), (key, batch + "SD")], batch + "TS", scores_shape)
+    scores = contract(
+        p, node, [(query, batch + "TD"), (key, batch + "SD")], batch + "TS", scores_shape, ("query", "key")
+    )
     letters = batch + "TS"
     operands = [(scores.components, letters)]
     if mask is not None:
         tail = letters[len(letters) - len(mask.shape) :]
         named = "".join("." if n == 1 else c for c, n in zip(tail, mask.shape, strict=True))
         operands.append((mask.components, named))
-    weights = Value(scores_shape, combine(p.labels, operands, letters, barriers=[batch + "T"]))
-    return contract(p, [(weights, letters), (value, batch + "SE")], batch + "TE", p.shape(node))
+    neurons = scores.neurons and scores.neurons.then("softmax")
+    weights = Value(scores_shape, combine(p.labels, operands, letters, barriers=[batch + "T"]), neurons=neurons)
+    return contract(
+        p, node, [(weights, letters), (value, batch + "SE")], batch + "TE", p.shape(node), ("score", "value")
+    )
 
 
 def _held(p: Propagation, x: Value) -> Value:
     """A causal mask tells positions of the sequence apart."""
     dim = len(x.shape) - 2
-    return Value(x.shape, p.hold(x, [dim]) + p.held_axes(x.shape, [dim]), x.origin)
+    return replace(x, components=p.hold(x, [dim]) + p.held_axes(x.shape, [dim]))
 
 
 def _repeat_heads(x: Value, heads: int) -> Value:
@@ -69,4 +75,7 @@ def _repeat_heads(x: Value, heads: int) -> Value:
         Component(c.dims, np.take(c.labels, index, axis=c.dims.index(dim))) if dim in c.dims else c
         for c in x.components
     )
-    return Value(shape, components, x.origin)
+    neurons = x.neurons
+    if neurons is not None and dim in neurons.dims:
+        neurons = neurons.moved(neurons.dims, np.take(neurons.ids, index, axis=neurons.dims.index(dim)))
+    return replace(x, shape=shape, components=components, neurons=neurons, view=None)

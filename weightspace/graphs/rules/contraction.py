@@ -17,10 +17,17 @@ from weightspace.graphs.values import Value, combine, map_axes, reshape
 aten = torch.ops.aten
 
 
-def contract(p: Propagation, operands: Sequence[tuple[Value, str]], out: str, shape: tuple[int, ...]) -> Value:
+def contract(
+    p: Propagation,
+    node: Node,
+    operands: Sequence[tuple[Value, str]],
+    out: str,
+    shape: tuple[int, ...],
+    roles: Sequence[str] = ("left", "right"),
+) -> Value:
     """The product of the operands, one letter per axis, summed over every letter that is not in ``out``.
 
-    Axes of size 1 broadcast. ``shape`` is that of the result.
+    Axes of size 1 broadcast. ``shape`` is that of the result; ``roles`` name the operands in the parameter graph.
     """
     given = []
     for value, letters in operands:
@@ -30,7 +37,10 @@ def contract(p: Propagation, operands: Sequence[tuple[Value, str]], out: str, sh
             value = replace(value, components=p.hold(value, repeated) + p.held_axes(value.shape, repeated[:1]))
         named = "".join("." if n == 1 else c for c, n in zip(letters, value.shape, strict=True))
         given.append((value.components, named))
-    return Value(shape, combine(p.labels, given, out))
+    components = combine(p.labels, given, out)
+    result = Value(shape, components, neurons=p.product(node, operands, out, roles))
+    p.note_labels(result)
+    return result
 
 
 def transposed(x: Value) -> Value:
@@ -55,7 +65,7 @@ def matmul(p: Propagation, node: Node, left: Value, right: Value) -> Value:
     a = "J" if ranks[0] == 1 else batch[len(batch) - ranks[0] + 2 :] + "IJ"
     b = "J" if ranks[1] == 1 else batch[len(batch) - ranks[1] + 2 :] + "JK"
     out = batch + "I" * (ranks[0] > 1) + "K" * (ranks[1] > 1)
-    return contract(p, [(left, a), (right, b)], out, p.shape(node))
+    return contract(p, node, [(left, a), (right, b)], out, p.shape(node))
 
 
 @register_rule(aten.addmm.default, aten.baddbmm.default, aten.addmv.default)
@@ -81,7 +91,7 @@ def einsum(p: Propagation, node: Node, equation: str, operands: Sequence[Value],
     if not arrow:
         named = left.replace(",", "").replace("...", "")
         out = "..." + "".join(sorted(c for c in set(named) if named.count(c) == 1))
-    return contract(p, list(zip(operands, terms, strict=True)), out.replace("...", ellipsis), p.shape(node))
+    return contract(p, node, list(zip(operands, terms, strict=True)), out.replace("...", ellipsis), p.shape(node))
 
 
 @register_rule(aten.tensordot.default)
@@ -93,20 +103,20 @@ def tensordot(
     for i, j in zip(dims, others, strict=True):
         b[j] = a[i]
     out = "".join(c for c in (*a, *b) if not (c in a and c in b))
-    return contract(p, [(left, "".join(a)), (right, "".join(b))], out, p.shape(node))
+    return contract(p, node, [(left, "".join(a)), (right, "".join(b))], out, p.shape(node))
 
 
 @register_rule(aten.outer.default, aten.ger.default)
 def outer(p: Propagation, node: Node, left: Value, right: Value) -> Value:
     """``y[i, j] = a[i] b[j]``."""
-    return contract(p, [(left, "i"), (right, "j")], "ij", p.shape(node))
+    return contract(p, node, [(left, "i"), (right, "j")], "ij", p.shape(node))
 
 
 @register_rule(aten.inner.default)
 def inner(p: Propagation, node: Node, left: Value, right: Value) -> Value:
     """``y[..., i] = sum_k a[..., k] b[i, k]``."""
     a, b = LETTERS[: len(left.shape) - 1], LETTERS[len(left.shape) :][: len(right.shape) - 1]
-    return contract(p, [(left, a + "Z"), (right, b + "Z")], a + b, p.shape(node))
+    return contract(p, node, [(left, a + "Z"), (right, b + "Z")], a + b, p.shape(node))
 
 
 @register_rule(aten.linalg_vecdot.default)
@@ -115,7 +125,7 @@ def vecdot(p: Propagation, node: Node, left: Value, right: Value, *, dim: int = 
     rank = max(len(left.shape), len(right.shape))
     letters = LETTERS[:rank]
     out = letters.replace(letters[dim], "")
-    return contract(p, [(v, letters[rank - len(v.shape) :]) for v in (left, right)], out, p.shape(node))
+    return contract(p, node, [(v, letters[rank - len(v.shape) :]) for v in (left, right)], out, p.shape(node))
 
 
 @register_rule(aten.linalg_multi_dot.default, aten.chain_matmul.default)
@@ -124,7 +134,7 @@ def multi_dot(p: Propagation, node: Node, matrices: Sequence[Value]) -> Value:
     letters = [LETTERS[k : k + 2] for k in range(len(matrices))]
     letters[0], letters[-1] = letters[0][2 - len(matrices[0].shape) :], letters[-1][: len(matrices[-1].shape)]
     ends = letters[0][: len(matrices[0].shape) - 1] + letters[-1][1:]
-    return contract(p, list(zip(matrices, letters, strict=True)), ends, p.shape(node))
+    return contract(p, node, list(zip(matrices, letters, strict=True)), ends, p.shape(node))
 
 
 @register_rule(aten.kron.default)
@@ -136,6 +146,7 @@ def kron(p: Propagation, node: Node, left: Value, right: Value) -> Value:
     out = "".join(a + b for a, b in zip(first, second, strict=True))
     joint = contract(
         p,
+        node,
         [(left, first[rank - len(left.shape) :]), (right, second[rank - len(right.shape) :])],
         out,
         tuple(n for pair in zip(*sizes, strict=True) for n in pair),

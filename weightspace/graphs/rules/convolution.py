@@ -81,7 +81,7 @@ def _convolve(
         tied = bias.components[0].labels
         target = tied if target is None else p.labels.tie(target, tied)
     mine = () if target is None else (Component((channel,), target),)
-    neurons = p.weighted(node, x, channel, weight, view, shape[channel], bias)
+    neurons = p.weighted(node, x, channel, weight, view, shape[channel], bias, groups)
     return Value(shape, rest + mine + p.held_axes(shape, spatial), neurons=neurons)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch.fx import Node
 
 from weightspace.graphs.labels import IntArray
-from weightspace.graphs.neurons import Neurons
+from weightspace.graphs.neuron_flow import place_name
+from weightspace.graphs.neurons import Neurons, spread
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
 from weightspace.graphs.values import Component, Value, combine, map_axes
 from weightspace.graphs.values import reshape as reshape_labels
@@ -229,7 +230,7 @@ def cat(p: Propagation, node: Node, parts: Sequence[Value], dim: int = 0) -> Val
     rest_components = combine(p.labels, operands, others)
     rest_components = tuple(Component(tuple(d + (d >= dim) for d in c.dims), c.labels) for c in rest_components)
     labels = concatenate(p, arrays)
-    neurons = _cat_neurons(p, parts, dim)
+    neurons = _cat_neurons(p, node, parts, dim)
     origin = "activation" if any(x.origin == "activation" for x in parts) else "computed"
     return without_single(Value(shape, (*rest_components, Component((dim,), labels)), origin, neurons=neurons))
 
@@ -246,27 +247,26 @@ def concatenate(p: Propagation, arrays: Sequence[IntArray]) -> IntArray:
     return labels
 
 
-def _cat_neurons(p: Propagation, parts: Sequence[Value], dim: int) -> Neurons | None:
+def _cat_neurons(p: Propagation, node: Node, parts: Sequence[Value], dim: int) -> Neurons | None:
     acts = [x for x in parts if x.origin == "activation"]
-    if not acts or all(x.neurons is None for x in acts):
+    if not acts or all(x.neurons is None for x in parts):
         return None
-    if len(acts) < len(parts):
-        p.recorder.cannot("activations are concatenated with parameters or constants")
-        return acts[0].neurons
-    neurons = [p.neurons_of(x, dim) for x in parts]
+    neurons = [p.neurons_of(x, dim) if x.origin == "activation" else p.parameter_neurons(node, x) for x in parts]
     first = neurons[0]
     if all(n.dims == first.dims and dim not in n.dims and np.array_equal(n.ids, first.ids) for n in neurons):
         return first
+    shape = list(parts[0].shape)
+    if all(n.dims == first.dims and dim not in n.dims for n in neurons) and first.dims:
+        # Positions of one axis that are written by different operations: the same neurons, and labels say so.
+        return p.recorder.join(place_name(node), [("residual", n) for n in neurons], shape)
     chains = {(n.chain, n.gain) for n in neurons}
     if len(chains) > 1:
         for n in neurons:
             p.recorder.read(n)
-    if any(set(n.dims) - {dim} for n in neurons):
-        p.recorder.cannot("a concatenation along an axis of neurons that also vary along others")
-        return first
-    ids = np.concatenate([np.broadcast_to(n.ids, (x.shape[dim],)) for n, x in zip(neurons, parts, strict=True)])
+    dims = tuple(sorted({dim}.union(*(n.dims for n in neurons))))
+    spreads = [spread(n.ids, n.dims, dims, [x.shape[d] for d in dims]) for n, x in zip(neurons, parts, strict=True)]
     mixed = replace(first, chain=("mixed",), gain=1.0) if len(chains) > 1 else first
-    return mixed.moved((dim,), ids)
+    return mixed.moved(dims, np.concatenate(spreads, axis=dims.index(dim)))
 
 
 @register_rule(aten.stack.default)
@@ -290,10 +290,53 @@ def stack(p: Propagation, node: Node, parts: Sequence[Value], dim: int = 0) -> V
     covered = {d for c in components for d in c.dims}
     if dim not in covered:
         components.append(Component((dim,), p.labels.fixed(len(parts))))
-    if any(x.neurons is not None for x in parts):
-        p.recorder.cannot("neurons are stacked along a new axis")
     letters = LETTERS[: len(shape)]
-    return without_single(Value(shape, combine(p.labels, [(components, letters)], letters)))
+    stacked = combine(p.labels, [(components, letters)], letters)
+    return without_single(Value(shape, stacked, neurons=_stack_neurons(p, node, lifted, dim)))
+
+
+def _stack_neurons(p: Propagation, node: Node, parts: Sequence[Value], dim: int) -> Neurons | None:
+    """Each part keeps its own nodes; ``parts`` have size 1 along ``dim``."""
+    if not any(x.neurons is not None for x in parts):
+        return None
+    known = [x.neurons for x in parts if x.neurons is not None]
+    rank = len(parts[0].shape)
+    neurons = [
+        p.neurons_of(x, known[0].dims[-1] if known[0].dims else rank - 1)
+        if x.origin == "activation"
+        else p.parameter_neurons(node, x)
+        for x in parts
+    ]
+    for n in neurons:
+        p.recorder.read(n)
+    dims = tuple(sorted({dim}.union(*(n.dims for n in neurons))))
+    spreads = [spread(n.ids, n.dims, dims, [x.shape[d] for d in dims]) for n, x in zip(neurons, parts, strict=True)]
+    chains = {(n.chain, n.gain) for n in neurons}
+    mixed = replace(neurons[0], chain=("mixed",), gain=1.0) if len(chains) > 1 else neurons[0]
+    return mixed.moved(dims, np.concatenate(spreads, axis=dims.index(dim)))
+
+
+_PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def _pad_neurons(
+    p: Propagation, node: Node, neurons: Neurons | None, rank: int, padding: Sequence[int], mode: Any
+) -> Neurons | None:
+    """Nodes behind a pad along their axes; what is padded with a constant comes from one node of its own."""
+    if neurons is None:
+        return None
+    widths = [(0, 0)] * len(neurons.dims)
+    for k, dim in enumerate(neurons.dims):
+        place = 2 * (rank - 1 - dim)
+        widths[k] = (padding[place], padding[place + 1]) if place < len(padding) else (0, 0)
+    if not any(any(w) for w in widths):
+        return neurons
+    cut = tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(widths, neurons.ids.shape, strict=True))
+    grown = [(max(a, 0), max(b, 0)) for a, b in widths]
+    if mode != "constant":
+        return neurons.moved(neurons.dims, np.pad(neurons.ids[cut], grown, mode=mode))
+    constant = p.recorder.add_layer(f"{place_name(node)}.constant", 1, "constant")[0]
+    return neurons.moved(neurons.dims, np.pad(neurons.ids[cut], grown, constant_values=constant))
 
 
 @register_rule(aten.constant_pad_nd.default, aten.pad.default)
@@ -303,16 +346,14 @@ def pad(p: Propagation, node: Node, x: Value, padding: Sequence[int], mode: Any 
     neurons = x.neurons
     if isinstance(mode, str) and mode != "constant":
         dims = [len(shape) - 1 - k for k in range(len(padding) // 2)]
-        if neurons is not None and set(neurons.dims) & set(dims):
-            p.recorder.cannot("an axis of neurons is padded")
+        neurons = _pad_neurons(p, node, neurons, len(shape), padding, _PAD_MODES[mode])
         return Value(shape, p.hold(x, dims) + p.held_axes(shape, dims), neurons=neurons)
+    neurons = _pad_neurons(p, node, neurons, len(shape), padding, "constant")
     for k in range(len(padding) // 2):
         dim = len(x.shape) - 1 - k
         before, after = padding[2 * k], padding[2 * k + 1]
         if before == after == 0:
             continue
-        if neurons is not None and dim in neurons.dims:
-            p.recorder.cannot("an axis of neurons is padded")
         component = x.component_of(dim)
         if component is not None and p.labels.is_fixed(component.labels).all() or min(before, after) < 0:
             x = replace(x, components=p.hold(x, [dim]) + p.held_axes(shape, [dim]))

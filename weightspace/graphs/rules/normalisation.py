@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.fx import Node
 
 from weightspace.graphs.neurons import Neurons
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule, unflattened
-from weightspace.graphs.values import Value, along, combine
+from weightspace.graphs.values import Value, combine
 
 aten = torch.ops.aten
 
@@ -34,11 +33,8 @@ def _per_channel(
     neurons = x.neurons
     if given:
         neurons = p.neurons_of(x, 1)
-        if set(neurons.dims) - {1}:
-            p.recorder.cannot(f"the norm of '{node.name}' is shared by several neurons")
-        else:
-            for role, v in given.items():
-                p.vector(role, v, np.broadcast_to(neurons.ids, v.shape))
+        for role, v in given.items():
+            p.broadcast_vector(role, v, (1,), neurons, shape)
     return Value(shape, components, neurons=_behind(p, node, neurons, chain))
 
 
@@ -119,13 +115,8 @@ def layer_norm(
     neurons = x.neurons
     if given:
         neurons = p.neurons_of(x, len(shape) - 1)
-        dims = tuple(range(lead, len(shape)))
-        if set(neurons.dims) - set(dims):
-            p.recorder.cannot(f"the norm of '{node.name}' is shared by several neurons")
-        else:
-            target = along(neurons.ids, neurons.dims, dims, shape[lead:])
-            for role, v in given.items():
-                p.vector(role, v, target)
+        for role, v in given.items():
+            p.broadcast_vector(role, v, tuple(range(lead, len(shape))), neurons, shape)
     return Value(shape, components, neurons=_behind(p, node, neurons, "layer_norm"))
 
 

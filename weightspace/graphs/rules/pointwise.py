@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from weightspace.graphs.labels import IntArray
+from weightspace.graphs.neuron_flow import place_name
 from weightspace.graphs.neurons import Neurons
-from weightspace.graphs.propagation import LETTERS, Propagation, aligned, module_path, register_rule
-from weightspace.graphs.values import Value, along, combine
+from weightspace.graphs.propagation import LETTERS, Propagation, aligned, register_rule
+from weightspace.graphs.values import Value, combine
 
 aten = torch.ops.aten
 
@@ -46,14 +46,9 @@ def prelu(p: Propagation, node: Node, x: Value, weight: Value) -> Value:
     shape = p.shape(node)
     letters = LETTERS[: len(shape)]
     components = combine(p.labels, [(x.components, letters), (weight.components, letters[1])], letters)
-    neurons = x.neurons
-    if math.prod(weight.shape) == 1 < shape[1]:
-        p.recorder.cannot("a PReLU slope is shared by several neurons")
-    else:
-        channels = p.channel_neurons(node, x, 1)
-        p.vector("norm_scale", weight, channels)
-        neurons = (neurons or Neurons((), channels).moved((1,), channels)).then("prelu")
-    return Value(shape, components, neurons=neurons)
+    neurons = x.neurons if x.neurons is not None else p.neurons_of(x, 1)
+    p.broadcast_vector("norm_scale", weight, (1,) if math.prod(weight.shape) > 1 else (), neurons, shape)
+    return Value(shape, components, neurons=neurons.then("prelu"))
 
 
 def _neurons(
@@ -113,8 +108,11 @@ def _join(
         return known
     if neurons.dims == second.dims and np.array_equal(neurons.ids, second.ids):
         return neurons.then(str(node.target).split(".")[1])
-    name = ".".join(x for x in (module_path(node), node.name) if x)
-    return p.recorder.join(name, (neurons, second), dims, [shape[d] for d in dims])
+    if node.target in (aten.add.Tensor, aten.sub.Tensor):
+        roles = ("residual", "residual")
+    else:
+        roles = ("product", "product") if node.target is aten.mul.Tensor else ("left", "right")
+    return p.recorder.join(place_name(node), list(zip(roles, (neurons, second), strict=True)), shape)
 
 
 def _with_parameter(
@@ -123,23 +121,20 @@ def _with_parameter(
     """A parameter added to or multiplied with neurons one to one."""
     letters = aligned("".join(chr(48 + d) for d in range(len(shape))), weight.shape)
     dims = tuple(d for d in range(len(shape)) if chr(48 + d) in letters)
-    if neurons is None and dims:
-        neurons = p.neurons_of(acts[0], dims[-1] - len(shape) + len(acts[0].shape))
     if neurons is None:
-        p.recorder.cannot(f"the scalar parameter of '{node.name}' is attached to no neuron")
-        return None
-    if set(neurons.dims) - set(dims):
-        p.recorder.cannot(f"the parameter of '{node.name}' is shared by several neurons")
+        lead = len(shape) - len(acts[0].shape)
+        neurons = _broadcast(
+            replace(acts[0], neurons=p.neurons_of(acts[0], max(dims, default=len(shape) - 1) - lead)), shape
+        )
+    assert neurons is not None
+    role = "bias" if node.target in _ADD else "norm_scale"
+    p.broadcast_vector(role, weight, dims, neurons, shape)
+    if role == "norm_scale":
+        return neurons.then("scale")
+    if not neurons.chain:
+        p.recorder.move_site(neurons, node.name)
         return neurons
-    target: IntArray = along(neurons.ids, neurons.dims, dims, [shape[d] for d in dims]).reshape(weight.shape)
-    if node.target in _ADD:
-        p.vector("bias", weight, target)
-        if not neurons.chain:
-            p.recorder.move_site(neurons, node.name)
-            return neurons
-        return neurons.then("bias")
-    p.vector("norm_scale", weight, target)
-    return neurons.then("scale")
+    return neurons.then("bias")
 
 
 @register_rule(

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from weightspace.graphs.propagation import LETTERS, Propagation, module_path, register_rule
+from weightspace.graphs.neuron_flow import place_name
+from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
 from weightspace.graphs.values import Component, Value, combine
 
 aten = torch.ops.aten
@@ -38,20 +39,20 @@ def reduction(
     if neurons is not None:
         if set(neurons.dims) & reduced:
             dims_left = tuple(d for d in neurons.dims if d not in reduced)
-            name = ".".join(s for s in (module_path(node), node.name) if s)
-            neurons = p.recorder.link("link", name, neurons, dims_left, [x.shape[d] for d in dims_left])
+            neurons = p.recorder.link("link", place_name(node), neurons, dims_left, [x.shape[d] for d in dims_left])
         elif node.target not in _LINEAR:
             neurons = neurons.then(str(node.target).split(".")[1])
         neurons = neurons.moved(tuple(place[d] for d in neurons.dims), neurons.ids)
     return Value(shape, moved, neurons=neurons)
 
 
-def _resample(p: Propagation, x: Value, shape: tuple[int, ...], spatial: int, chain: str) -> Value:
+def _resample(p: Propagation, node: Node, x: Value, shape: tuple[int, ...], spatial: int, chain: str) -> Value:
     dims = range(len(shape) - spatial, len(shape))
     neurons = x.neurons
     if neurons is not None:
         if set(neurons.dims) & set(dims):
-            p.recorder.cannot("pooling over an axis of neurons")
+            left = tuple(d for d in neurons.dims if d not in dims)
+            neurons = p.recorder.link("link", place_name(node), neurons, left, [x.shape[d] for d in left])
         neurons = neurons.then(chain) if chain else neurons
     return Value(shape, p.hold(x, dims) + p.held_axes(shape, dims), neurons=neurons)
 
@@ -70,13 +71,13 @@ def _spatial_rank(node: Node) -> int:
 )  # fmt: skip
 def linear_pooling(p: Propagation, node: Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     """Average pooling and interpolation: linear, channel by channel."""
-    return _resample(p, x, p.shape(node), _spatial_rank(node), "")
+    return _resample(p, node, x, p.shape(node), _spatial_rank(node), "")
 
 
 @register_rule(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
 def max_pooling(p: Propagation, node: Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     """Maximum pooling, channel by channel."""
-    return _resample(p, x, p.shape(node), _spatial_rank(node), "max_pool")
+    return _resample(p, node, x, p.shape(node), _spatial_rank(node), "max_pool")
 
 
 @register_rule(
@@ -86,5 +87,5 @@ def max_pooling(p: Propagation, node: Node, x: Value, *args: Any, **kwargs: Any)
 def max_pooling_with_indices(p: Propagation, node: Node, x: Value, *args: Any, **kwargs: Any) -> tuple[Value, Value]:
     """Maximum pooling that also returns where the maximum was."""
     shape = p.shape(node, 0)
-    value = _resample(p, x, shape, _spatial_rank(node), "max_pool")
+    value = _resample(p, node, x, shape, _spatial_rank(node), "max_pool")
     return value, Value(shape, value.components)
