@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ _LINEAR = {aten.mean.dim, aten.mean.default, aten.sum.dim_IntList, aten.sum.defa
 @register_rule(
     aten.mean.dim, aten.mean.default, aten.sum.dim_IntList, aten.sum.default, aten.amax.default, aten.amin.default,
     aten.var.correction, aten.var.dim, aten.std.correction, aten.std.dim, aten.prod.dim_int, aten.logsumexp.default,
+    aten.var.default, aten.std.default, aten.prod.default, aten.nansum.default, aten.nanmean.default,
+    aten.all.default, aten.all.dim, aten.all.dims, aten.any.default, aten.any.dim, aten.any.dims, aten.max.default,
+    aten.min.default, aten.count_nonzero.default, aten.count_nonzero.dim_IntList,
 )  # fmt: skip
 def reduction(
     p: Propagation, node: Node, x: Value, dims: Sequence[int] | int | None = None, *_: Any, **__: Any
@@ -28,13 +31,7 @@ def reduction(
     rank, shape = len(x.shape), p.shape(node)
     picked = [dims] if isinstance(dims, int) else dims
     reduced = {d % rank for d in picked} if picked else set(range(rank))
-    letters = LETTERS[:rank]
-    left = [d for d in range(rank) if d not in reduced]
-    out = "".join(letters[d] for d in left)
-    components = combine(p.labels, [(x.components, letters)], out, barriers=[out])
-    keeps = len(shape) == rank
-    place = {d: (d if keeps else k) for k, d in enumerate(left)}
-    moved = tuple(Component(tuple(place[left[d]] for d in c.dims), c.labels) for c in components)
+    moved, place = reduced_labels(p, x, reduced, keeps=len(shape) == rank)
     neurons = x.neurons
     if neurons is not None:
         if set(neurons.dims) & reduced:
@@ -44,6 +41,18 @@ def reduction(
             neurons = neurons.then(str(node.target).split(".")[1])
         neurons = neurons.moved(tuple(place[d] for d in neurons.dims), neurons.ids)
     return Value(shape, moved, neurons=neurons)
+
+
+def reduced_labels(
+    p: Propagation, x: Value, reduced: Set[int], keeps: bool
+) -> tuple[tuple[Component, ...], dict[int, int]]:
+    """Labels of what is left when axes are reduced, and where each axis that is left stands in the result."""
+    letters = LETTERS[: len(x.shape)]
+    left = [d for d in range(len(x.shape)) if d not in reduced]
+    out = "".join(letters[d] for d in left)
+    components = combine(p.labels, [(x.components, letters)], out, barriers=[out])
+    place = {d: (d if keeps else k) for k, d in enumerate(left)}
+    return tuple(Component(tuple(place[left[d]] for d in c.dims), c.labels) for c in components), place
 
 
 def _resample(p: Propagation, node: Node, x: Value, shape: tuple[int, ...], spatial: int, chain: str) -> Value:
@@ -67,7 +76,9 @@ def _spatial_rank(node: Node) -> int:
     aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec, aten.upsample_bilinear2d.vec,
     aten.upsample_bicubic2d.vec, aten.upsample_nearest1d.default, aten.upsample_nearest2d.default,
     aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default, aten.upsample_linear1d.vec,
-    aten.upsample_trilinear3d.vec,
+    aten.upsample_trilinear3d.vec, aten.upsample_linear1d.default, aten.upsample_trilinear3d.default,
+    aten._upsample_nearest_exact1d.vec, aten._upsample_nearest_exact2d.vec, aten._upsample_nearest_exact3d.vec,
+    aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.vec, aten._adaptive_avg_pool3d.default,
 )  # fmt: skip
 def linear_pooling(p: Propagation, node: Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     """Average pooling and interpolation: linear, channel by channel."""
@@ -82,7 +93,7 @@ def max_pooling(p: Propagation, node: Node, x: Value, *args: Any, **kwargs: Any)
 
 @register_rule(
     aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default, aten.adaptive_max_pool1d.default,
-    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default, aten.max_pool1d_with_indices.default,
 )  # fmt: skip
 def max_pooling_with_indices(p: Propagation, node: Node, x: Value, *args: Any, **kwargs: Any) -> tuple[Value, Value]:
     """Maximum pooling that also returns where the maximum was."""
