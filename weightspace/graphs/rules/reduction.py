@@ -20,7 +20,7 @@ _LINEAR = {aten.mean.dim, aten.mean.default, aten.sum.dim_IntList, aten.sum.defa
 @register_rule(
     aten.mean.dim, aten.mean.default, aten.sum.dim_IntList, aten.sum.default, aten.amax.default, aten.amin.default,
     aten.var.correction, aten.var.dim, aten.std.correction, aten.std.dim, aten.prod.dim_int, aten.logsumexp.default,
-    aten.var.default, aten.std.default, aten.prod.default, aten.nansum.default, aten.nanmean.default,
+    aten.prod.default, aten.nansum.default, aten.nanmean.default,
     aten.all.default, aten.all.dim, aten.all.dims, aten.any.default, aten.any.dim, aten.any.dims, aten.max.default,
     aten.min.default, aten.count_nonzero.default, aten.count_nonzero.dim_IntList,
 )  # fmt: skip
