@@ -19,6 +19,7 @@ from weightspace.errors import ShapeError, SpecError, UnsupportedModuleError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.graphs.decomposition import decompose_unknown
 from weightspace.graphs.execution import ProgramRunner
+from weightspace.graphs.find_scaling import find_scaling
 from weightspace.graphs.layout_building import build_layout
 from weightspace.graphs.operator_graph import OperatorGraph
 from weightspace.graphs.operator_reading import read_operations
@@ -106,7 +107,9 @@ class Trace:
 
     @cached_property
     def _weight_space(self) -> WeightSpace:
-        return WeightSpace.from_propagation(self._propagation)
+        names = {**{n: n for n in self.example_weights}, **self._aliases}
+        held = [n for n in names if any(fnmatchcase(n, pattern) for pattern in self._held)]
+        return WeightSpace.from_propagation(self._propagation, find_scaling(self._runner, names, held))
 
     @cached_property
     def _checked(self) -> Verification:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from weightspace.graphs.neuron_permutation import NeuronPermutation
+from weightspace.graphs.neuron_symmetry import NeuronSymmetry
 
 __all__ = ["Symmetry", "Verification", "verify_symmetry"]
 
@@ -23,15 +24,20 @@ class Symmetry(Protocol):
         """The parts, by name."""
         ...
 
-    def random_permutation(self, generator: torch.Generator) -> NeuronPermutation:
-        """A random element."""
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of symmetry there are."""
+        ...
+
+    def random_symmetry(self, generator: torch.Generator, kinds: Sequence[str]) -> NeuronSymmetry:
+        """A random element of these kinds."""
         ...
 
     def restricted(self, group: str, g: NeuronPermutation) -> NeuronPermutation:
-        """What an element does to one part."""
+        """What a permutation does to one part."""
         ...
 
-    def permute(self, weights: Mapping[str, Tensor], g: NeuronPermutation) -> dict[str, Tensor]:
+    def apply(self, weights: Mapping[str, Tensor], g: NeuronPermutation | NeuronSymmetry) -> dict[str, Tensor]:
         """The action."""
         ...
 
@@ -46,6 +52,8 @@ class Verification:
         trials: Number of random group elements.
         tolerance: Largest deviation that passes.
         broken: Groups that change the function when only they are permuted.
+        kinds: Kinds of symmetry that were tried, all at once.
+        broken_kinds: Those that change the function on their own.
     """
 
     deviation: float
@@ -53,6 +61,8 @@ class Verification:
     trials: int
     tolerance: float
     broken: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ("permutation",)
+    broken_kinds: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -65,7 +75,8 @@ class Verification:
     def __repr__(self) -> str:
         if self.ok and not self.moved:
             return f"Verification(nothing to check: {self.trials} random group elements moved no weight)"
-        verdict = "passed" if self.ok else f"FAILED, broken by {', '.join(self.broken) or 'combinations of groups'}"
+        culprits = [*self.broken, *(k for k in self.broken_kinds if k != "permutation")]
+        verdict = "passed" if self.ok else f"FAILED, broken by {', '.join(culprits) or 'combinations of groups'}"
         return (
             f"Verification({verdict}: largest relative deviation {self.deviation:.1e} over {self.trials} random group "
             f"elements, at least {self.moved:,} weights moved)"
@@ -81,6 +92,7 @@ def verify_symmetry(
     trials: int = 3,
     seed: int = 0,
     tolerance: float = 1e-9,
+    kinds: Sequence[str] | None = None,
 ) -> Verification:
     """Compare ``evaluate(weights, *inputs)`` before and after random group elements, in float64.
 
@@ -92,7 +104,9 @@ def verify_symmetry(
         trials: Number of group elements.
         seed: Of everything random.
         tolerance: Largest relative deviation that passes.
+        kinds: Kinds of symmetry to try, all that ``space`` has by default.
     """
+    kinds = space.kinds if kinds is None else tuple(kinds)
     generator = torch.Generator().manual_seed(seed)
     randomised = {name: _random_like(name, w, generator) for name, w in weights.items()}
     leaves, spec = pytree.tree_flatten(list(inputs))
@@ -103,27 +117,32 @@ def verify_symmetry(
         def deviation(weights: Mapping[str, Tensor]) -> float:
             return _deviation(reference, pytree.tree_leaves(evaluate(weights, *inputs)))
 
-        elements = [_element(space, generator) for _ in range(trials)]
+        def breaks(g: NeuronPermutation | NeuronSymmetry) -> bool:
+            return deviation(space.apply(randomised, g)) > tolerance
+
+        elements = [_element(space, generator, kinds) for _ in range(trials)]
         worst, moved = 0.0, min(1, trials) * sum(w.numel() for w in randomised.values())
         for g in elements:
-            permuted = space.permute(randomised, g)
-            worst = max(worst, deviation(permuted))
-            moved = min(moved, _moved(randomised, permuted))
+            changed = space.apply(randomised, g)
+            worst = max(worst, deviation(changed))
+            moved = min(moved, _moved(randomised, changed))
         broken: list[str] = []
+        broken_kinds: list[str] = []
         if worst > tolerance:
-            for name in space.groups:
-                if any(deviation(space.permute(randomised, space.restricted(name, g))) > tolerance for g in elements):
+            for name in space.groups if "permutation" in kinds else ():
+                if any(breaks(space.restricted(name, g.permutation)) for g in elements):
                     broken.append(name)
-    return Verification(worst, moved, trials, tolerance, tuple(broken))
+            broken_kinds = [k for k in kinds if any(breaks(_element(space, generator, [k])) for _ in range(trials))]
+    return Verification(worst, moved, trials, tolerance, tuple(broken), tuple(kinds), tuple(broken_kinds))
 
 
-def _element(space: Symmetry, generator: torch.Generator, tries: int = 20) -> NeuronPermutation:
+def _element(space: Symmetry, generator: torch.Generator, kinds: Sequence[str], tries: int = 20) -> NeuronSymmetry:
     """A random element that is not the identity, unless the group is trivial."""
-    g = space.random_permutation(generator)
+    g = space.random_symmetry(generator, kinds)
     for _ in range(tries):
         if g.moved:
             break
-        g = space.random_permutation(generator)
+        g = space.random_symmetry(generator, kinds)
     return g
 
 

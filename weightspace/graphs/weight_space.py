@@ -24,8 +24,11 @@ from weightspace.graphs.label_graph import LabelGraph, Solution, solve
 from weightspace.graphs.label_sampling import log_order, random_source
 from weightspace.graphs.labels import IntArray
 from weightspace.graphs.neuron_permutation import NeuronPermutation
+from weightspace.graphs.neuron_symmetry import NeuronSymmetry
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.propagation import ParameterLabels, Propagation
+from weightspace.graphs.run_length import runs, unruns
+from weightspace.graphs.scaling import KINDS, Scaling
 from weightspace.graphs.values import Component
 from weightspace.graphs.verification import Verification, verify_symmetry
 
@@ -79,9 +82,14 @@ class WeightSpace:
     """
 
     def __init__(
-        self, parameters: Sequence[ParameterLabels], graph: LabelGraph, names: Mapping[int, str] | None = None
+        self,
+        parameters: Sequence[ParameterLabels],
+        graph: LabelGraph,
+        names: Mapping[int, str] | None = None,
+        scaling: Scaling | None = None,
     ) -> None:
         self.parameters = tuple(parameters)
+        self.scaling = scaling or Scaling()
         self._given = dict(names or {})
         self._graph = graph
         self._solution: Solution = solve(graph)
@@ -102,9 +110,9 @@ class WeightSpace:
     # -- construction --------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_propagation(cls, propagation: Propagation) -> WeightSpace:
+    def from_propagation(cls, propagation: Propagation, scaling: Scaling | None = None) -> WeightSpace:
         """Read the weight space off a finished propagation."""
-        return cls(*compact(propagation))
+        return cls(*compact(propagation), scaling=scaling)
 
     @classmethod
     def from_axes(
@@ -178,13 +186,37 @@ class WeightSpace:
         seed = generator if isinstance(generator, int) else int(torch.randint(2**62, (), generator=generator))
         return NeuronPermutation(random_source(self._solution, np.random.default_rng(seed)))
 
-    def permute(
+    def random_symmetry(self, generator: torch.Generator | int, kinds: Sequence[str] = KINDS) -> NeuronSymmetry:
+        """A random group element: a permutation with scales, signs and sine phases.
+
+        Args:
+            generator: A torch generator, or a seed.
+            kinds: The kinds wanted; those the architecture lacks are left out.
+
+        Raises:
+            SpecError: a kind is unknown.
+        """
+        unknown = sorted(set(kinds) - set(KINDS))
+        if unknown:
+            raise SpecError(f"Unknown kinds of symmetry {unknown}; there are {list(KINDS)}.")
+        if isinstance(generator, int):
+            generator = torch.Generator().manual_seed(generator)
+        moved = "permutation" in kinds
+        g = self.random_permutation(generator) if moved else NeuronPermutation(np.arange(len(self.label_classes)))
+        factors, shifts = self.scaling.draw(generator, kinds)
+        return NeuronSymmetry(g, {p.name: p for p in self.parameters}, factors, shifts, self.scaling.offsets)
+
+    def permute(self, weights: Mapping[str, Tensor], g: NeuronPermutation, batch_dims: int = 0) -> dict[str, Tensor]:
+        """:meth:`apply` with a permutation: the weights of the same function with its neurons relabelled."""
+        return self.apply(weights, g, batch_dims)
+
+    def apply(
         self,
         weights: Mapping[str, Tensor],  # each of shape: (*batch, *parameter shape)
-        g: NeuronPermutation,
+        g: NeuronPermutation | NeuronSymmetry,
         batch_dims: int = 0,
     ) -> dict[str, Tensor]:
-        """The weights of the same function with its neurons relabelled.
+        """Other weights of the same function; gradients flow.
 
         Names that the weight space does not know (integer buffers, say) are passed through.
 
@@ -306,16 +338,17 @@ class WeightSpace:
                     "view_shape": list(p.view_shape),
                     "is_buffer": p.is_buffer,
                     "components": [
-                        {"dims": list(c.dims), "shape": list(c.labels.shape), "labels": _runs(c.labels.reshape(-1))}
+                        {"dims": list(c.dims), "shape": list(c.labels.shape), "labels": runs(c.labels.reshape(-1))}
                         for c in p.components
                     ],
                 }
                 for p in self.parameters
             ],
-            "colours": _runs(self._graph.colours),
-            "edges": [_runs(column) for column in self._graph.edges.T],
-            "factors": [_runs(column) for column in self._graph.factors.T],
+            "colours": runs(self._graph.colours),
+            "edges": [runs(column) for column in self._graph.edges.T],
+            "factors": [runs(column) for column in self._graph.factors.T],
             "names": [[node, name] for node, name in self._given.items()],
+            **({"scaling": self.scaling.to_json()} if self.scaling.kinds else {}),
         }
 
     @classmethod
@@ -326,13 +359,14 @@ class WeightSpace:
                 p["name"],
                 tuple(p["shape"]),
                 tuple(p["view_shape"]),
-                tuple(Component(tuple(c["dims"]), _unruns(c["labels"]).reshape(c["shape"])) for c in p["components"]),
+                tuple(Component(tuple(c["dims"]), unruns(c["labels"]).reshape(c["shape"])) for c in p["components"]),
                 p["is_buffer"],
             )
             for p in data["parameters"]
         ]
-        edges, factors = (np.stack([_unruns(c) for c in data[k]], 1) for k in ("edges", "factors"))
-        return cls(parameters, LabelGraph(_unruns(data["colours"]), edges, factors), dict(data["names"]))
+        edges, factors = (np.stack([unruns(c) for c in data[k]], 1) for k in ("edges", "factors"))
+        scaling = Scaling.from_json(data["scaling"]) if "scaling" in data else None
+        return cls(parameters, LabelGraph(unruns(data["colours"]), edges, factors), dict(data["names"]), scaling)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -344,6 +378,23 @@ class WeightSpace:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of symmetry the architecture has, out of :data:`~weightspace.graphs.scaling.KINDS`."""
+        return (*(("permutation",) if self.permutable else ()), *self.scaling.kinds)
+
+    @cached_property
+    def symmetries(self) -> dict[str, tuple[str, ...]]:
+        """Kinds of symmetry of every neuron group."""
+        found: dict[str, tuple[str, ...]] = {}
+        labels = {
+            k: [self._solution.coordinates[n] for n in at] for k, at in self.scaling.labels(self.parameters).items()
+        }
+        for index, name in self._names.items():
+            touched = [kind for kind, listed in labels.items() if any(index in dict(c) for c in listed)]
+            found[name] = ("permutation", *touched)
+        return found
 
     @property
     def permutable(self) -> list[NeuronGroup]:
@@ -369,24 +420,3 @@ class WeightSpace:
         widths = [max((len(r[k]) for r in rows), default=0) for k in range(3)]
         lines = ["  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[3]]) for r in rows]
         return "\n  ".join([head, *lines])
-
-
-def _runs(array: IntArray) -> list[list[int]]:
-    """Run-length form ``[start, length, step]`` with step 0 or 1."""
-    runs: list[list[int]] = []
-    for value in array.tolist():
-        if runs:
-            start, length, step = runs[-1]
-            if length == 1 and value - start in (0, 1):
-                runs[-1] = [start, 2, value - start]
-                continue
-            if length > 1 and value == start + length * step:
-                runs[-1][1] += 1
-                continue
-        runs.append([value, 1, 0])
-    return runs
-
-
-def _unruns(runs: Sequence[Sequence[int]]) -> IntArray:
-    parts = [np.arange(length, dtype=np.int64) * step + start for start, length, step in runs]
-    return np.concatenate([*parts, np.zeros(0, np.int64)])
