@@ -1,4 +1,4 @@
-"""Pictures of parameter graphs: every neuron where there are few, one box per layer where there are many."""
+"""Pictures: every neuron of a small network, one box per operation or layer of a large one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import networkx as nx
 import numpy as np
 
-from weightspace.graphs.networkx import layout_to_networkx
+from weightspace.graphs.diagram import Diagram
+from weightspace.graphs.diagram_layout import LINE, PADDING, Frame, heading, lay_out
 from weightspace.graphs.parameter_graph import ParameterGraph
 
 if TYPE_CHECKING:
@@ -15,12 +16,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from weightspace.graphs.block_layout import BlockLayout
+    from weightspace.graphs.operator_graph import OperatorGraph
 
-__all__ = ["draw"]
+__all__ = ["FAMILY_COLOURS", "draw", "draw_operators"]
 
 # Okabe-Ito colours: told apart under the common colour-vision deficiencies.
 _COLOURS = {"input": "#0072B2", "hidden": "#999999", "output": "#D55E00", "bias": "#009E73", "norm": "#CC79A7"}
 _NEGATIVE, _POSITIVE = "#D55E00", "#0072B2"
+
+#: Frame colour of a box by the family of its first operation, from the same palette.
+FAMILY_COLOURS = {
+    **{"io": "#22272E", "weights": "#0072B2", "norm": "#CC79A7", "mixing": "#D55E00", "join": "#009E73"},
+    **{"pool": "#56B4E9", "pointwise": "#999999", "data": "#E69F00", "module": "#B8BFC7", "other": "#999999"},
+}
+_PIXELS = 96.0  # a CSS inch
+_MOST_BOXES = 90
 
 
 def draw(graph: ParameterGraph, *, max_edges: int = 5000, title: str | None = None) -> Figure:
@@ -34,24 +44,107 @@ def draw(graph: ParameterGraph, *, max_edges: int = 5000, title: str | None = No
     from matplotlib.figure import Figure
 
     layout: BlockLayout = graph.layout
+    title = title or f"{layout.num_nodes:,} nodes, {layout.num_edges:,} edges"
+    if graph.num_edges > max_edges:
+        return _boxes(Diagram.from_layout(layout), title)
     depth = _depths(layout)
     columns = max(depth.values(), default=0) + 1
-    small = graph.num_edges <= max_edges
-    height = 6.0 if small else 3 + 0.6 * max(list(depth.values()).count(d) for d in range(columns))
-    figure = Figure(figsize=(max(6.0, (2.2 if small else 1.4) * columns), min(height, 14.0)), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 2.2 * columns), 6.0), layout="constrained")
     axes = figure.add_subplot()
-    (_draw_neurons if small else _draw_layers)(axes, graph, depth)
+    _draw_neurons(axes, graph, depth)
     axes.set_axis_off()
-    axes.set_title(title or f"{layout.num_nodes:,} nodes, {layout.num_edges:,} edges")
+    axes.set_title(title)
     handles = [
         axes.scatter([], [], s=40, color=_COLOURS[kind], label=kind)
         for kind in dict.fromkeys(layer.kind for layer in layout.layers)
-        if small or kind not in ("bias", "norm")
     ]
-    if small:
-        handles += [axes.plot([], [], color=c, label=s)[0] for c, s in ((_POSITIVE, "w > 0"), (_NEGATIVE, "w < 0"))]
+    handles += [axes.plot([], [], color=c, label=s)[0] for c, s in ((_POSITIVE, "w > 0"), (_NEGATIVE, "w < 0"))]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
+
+
+def draw_operators(graph: OperatorGraph, *, max_boxes: int = _MOST_BOXES, title: str | None = None) -> Figure:
+    """Draw an operator graph, modules as frames; needs matplotlib (the extra ``cli``).
+
+    Where there are more boxes than ``max_boxes``, runs of equal modules are drawn once, with their number; then the
+    innermost modules are closed.
+
+    Args:
+        graph: The architecture.
+        max_boxes: About how many boxes to draw at most.
+        title: Heading of the figure.
+    """
+    diagram = Diagram.from_operators(graph)
+    closed = diagram.closed_for(len(graph))
+    if len(diagram.boxes) > max_boxes:
+        diagram = diagram.folded()
+        closed = diagram.closed_for(max_boxes)
+    return _boxes(diagram, title or f"{len(graph):,} operations, {len(graph.parameters):,} parameters", closed)
+
+
+# -- boxes -------------------------------------------------------------------------------------------------------------
+
+
+def _boxes(diagram: Diagram, title: str, closed: frozenset[str] = frozenset()) -> Figure:
+    from matplotlib.figure import Figure
+
+    frame = lay_out(diagram, closed)
+    margin, head = 16.0, 34.0
+    width = max(frame.width, 7.0 * len(title)) + 2 * margin
+    height = frame.height + head + margin
+    figure = Figure(figsize=(width / _PIXELS, height / _PIXELS))
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_xlim(0.0, width)
+    axes.set_ylim(height, 0.0)
+    axes.set_axis_off()
+    axes.text(width / 2, head / 2, title, ha="center", va="center", fontsize=9, fontweight="bold")
+    _draw_frame(axes, frame, (width - frame.width) / 2, head, is_root=True)
+    return figure
+
+
+def _draw_frame(axes: Axes, frame: Frame, left: float, top: float, *, is_root: bool = False) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    box, is_open = frame.box, bool(frame.inner)
+    if not is_root:
+        colour = FAMILY_COLOURS.get(box.family, FAMILY_COLOURS["other"])
+        face, edge = ("#F6F7F9", 0.8) if is_open else ("white", 1.3)
+        for shift in (4.0, 0.0) if box.repeat > 1 else (0.0,):  # a second card behind what stands for several modules
+            corner = (left + shift, top + shift)
+            card = FancyBboxPatch(corner, frame.width, frame.height, boxstyle="round,pad=0,rounding_size=5")
+            card.set(facecolor=face, edgecolor=colour, linewidth=edge)
+            axes.add_patch(card)
+        lines = heading(box) if box.children else box.lines
+        for k, text in enumerate(lines):
+            x, align = (left + PADDING, "left") if is_open else (left + frame.width / 2, "center")
+            weight = "bold" if k == 0 and (len(lines) > 1 or box.children) else "normal"
+            y = top + PADDING / 2 + LINE * (k + 0.55)
+            # Lines come in behind the heading of an open module.
+            behind = {"facecolor": face, "edgecolor": "none", "pad": 1.0} if is_open else None
+            axes.text(x, y, text, ha=align, va="center", fontsize=7.2, fontweight=weight, color="#22272E", bbox=behind)
+    _draw_ways(axes, frame, left, top)
+    for child in frame.inner:
+        _draw_frame(axes, child, left + child.left, top + child.top)
+
+
+def _draw_ways(axes: Axes, frame: Frame, left: float, top: float) -> None:
+    """Lines of an open box: down beside the boxes of their row, then across to the next one."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    for line in frame.lines:
+        (x, y), (to, end) = line.start, line.end
+        middle = (line.bend + line.arrive) / 2
+        points = [(x, y), (x, line.bend), (x, middle), (to, middle), (to, line.arrive), (to, end)]
+        codes = [Path.MOVETO, Path.LINETO, Path.CURVE4, Path.CURVE4, Path.CURVE4, Path.LINETO]
+        path = Path([(left + a, top + b) for a, b in points], codes)
+        axes.add_patch(PathPatch(path, facecolor="none", edgecolor="#6B7480", linewidth=0.9))
+        if line.has_arrow:
+            tip = [(to, end), (to - 3.2, end - 6.5), (to + 3.2, end - 6.5)]
+            axes.fill(*zip(*[(left + a, top + b) for a, b in tip], strict=True), color="#6B7480", linewidth=0)
+
+
+# -- neurons -----------------------------------------------------------------------------------------------------------
 
 
 def _depths(layout: BlockLayout) -> dict[str, int]:
@@ -115,27 +208,3 @@ def _draw_neurons(axes: Axes, graph: ParameterGraph, depth: dict[str, int]) -> N
             )
     axes.set_xlim(-0.4, max(depth.values()) + 0.4)
     axes.set_ylim(-0.75, max(0.75, place[:, 1].max() + 0.1))
-
-
-def _draw_layers(axes: Axes, graph: ParameterGraph, depth: dict[str, int]) -> None:
-    layout: BlockLayout = graph.layout
-    flow = layout_to_networkx(layout)
-    shown = [layer for layer in layout.layers if layer.kind not in ("bias", "norm")]
-    place: dict[str, tuple[float, float]] = {}
-    for column in range(max(depth.values(), default=0) + 1):
-        names = [layer.name for layer in shown if depth[layer.name] == column]
-        for row, name in enumerate(names):
-            place[name] = (column, (len(names) - 1) / 2 - row)
-    for source, target, data in flow.edges(data=True):
-        if source in place and target in place:
-            style = {"color": "#999999" if data["role"] in ("residual", "link") else "#333333", "arrowstyle": "->"}
-            # Links that pass over other columns are bent around what stands between.
-            bend = -0.35 if place[target][0] - place[source][0] > 1 and place[target][1] == place[source][1] else 0.0
-            style |= {"shrinkA": 16, "shrinkB": 16, "connectionstyle": f"arc3,rad={bend}"}
-            axes.annotate("", place[target], place[source], arrowprops=style)
-    for layer in shown:
-        box = {"boxstyle": "round", "fc": "white", "ec": _COLOURS[layer.kind], "lw": 1.5}
-        axes.annotate(f"{layer.name}\n{layer.size}", place[layer.name], ha="center", va="center", fontsize=8, bbox=box)
-    rows = [y for _, y in place.values()]
-    axes.set_xlim(-0.6, max(depth.values(), default=0) + 0.6)
-    axes.set_ylim(min(rows, default=0) - 0.7, max(rows, default=0) + 0.7)
