@@ -17,7 +17,7 @@ import numpy as np
 
 from weightspace.graphs.block_layout import EdgeBlock
 from weightspace.graphs.labels import IntArray, Labels
-from weightspace.graphs.neurons import Neurons, by_node, distinct_runs, runs, spread
+from weightspace.graphs.neurons import Neurons, by_node, occurrences, runs, spread
 from weightspace.graphs.parameter_use import ParameterUse, UseBook
 from weightspace.graphs.parameter_view import ParameterView
 
@@ -143,6 +143,17 @@ class LayoutRecorder:
             found = np.where(values[place] == wanted, last[first[place]], _NO_NODE)
         return found.reshape(labels.shape)
 
+    def carriers(self, ids: IntArray, labels: IntArray) -> IntArray | None:
+        """Those of some nodes that carry the labels, position by position; ``None`` unless all labels are carried."""
+        nodes = np.unique(ids)
+        nodes = nodes[self._labels[nodes] >= 0]
+        values, first = np.unique(self._pool.find(self._labels[nodes]), return_index=True)
+        wanted = self._pool.find(labels)
+        if not len(values):
+            return None
+        place = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
+        return nodes[first[place]] if np.array_equal(values[place], wanted) else None
+
     def nodes_of(self, labels: IntArray, name: str, parameter: str | None = None) -> IntArray:
         """The node that carries each label; those that have none yet get one in a layer of this name."""
         nodes = self.known(labels, parameter)
@@ -159,9 +170,7 @@ class LayoutRecorder:
 
     def link(self, role: str, name: str, neurons: Neurons, dims: tuple[int, ...], sizes: Sequence[int]) -> Neurons:
         """New nodes along ``dims`` that gather, without parameters, all nodes that share their position there."""
-        target = self.add_layer(name, math.prod(sizes), "hidden")
-        self.connect(role, neurons, dims, target.reshape(tuple(sizes)))
-        return Neurons.along(dims, target.reshape(tuple(sizes)))
+        return self.link_all(name, [(role, neurons)], dims, sizes)
 
     def connect(
         self,
@@ -176,11 +185,9 @@ class LayoutRecorder:
         if neurons.dims and not set(neurons.dims) & set(dims):
             self.add_block(role, None, np.unique(neurons.ids)[None], flat[None])
             return
-        shape = dict(zip(neurons.dims, neurons.ids.shape, strict=True)) | dict(zip(dims, target.shape, strict=True))
-        every = tuple(sorted(shape))
-        ids = spread(neurons.ids, neurons.dims, every, [shape[d] for d in every])
-        order = [every.index(d) for d in dims] + [k for k, d in enumerate(every) if d not in dims]
-        rows = np.sort(ids.transpose(order).reshape(len(flat), -1), axis=1)
+        rows = np.sort(_rows(neurons, dims, target.shape), axis=1)
+        flat, once = np.unique(flat, return_index=True)
+        rows = rows[once]
         first = np.concatenate([np.ones((len(rows), 1), bool), rows[:, 1:] != rows[:, :-1]], 1)
         if len(set(first.sum(1).tolist())) == 1:
             self.add_block(role, None, rows[first].reshape(len(rows), -1), flat[:, None])
@@ -211,8 +218,22 @@ class LayoutRecorder:
     def link_all(
         self, name: str, parts: Sequence[tuple[str, Neurons]], dims: tuple[int, ...], sizes: Sequence[int]
     ) -> Neurons:
-        """New nodes along ``dims`` that all parts flow into, each along edges of its role."""
-        target = self.add_layer(name, math.prod(sizes), "hidden").reshape(tuple(sizes))
+        """New nodes along ``dims`` that all parts flow into, each along edges of its role.
+
+        Positions that the same nodes flow into (a batch axis that was merged with the heads) are one node.
+        """
+        shape = tuple(sizes)
+        size = math.prod(shape)
+        rows = [_rows(p, dims, shape) for _, p in parts if p.dims and set(p.dims) & set(dims)]
+        place = np.arange(size)
+        if rows and size > 1:
+            every = np.concatenate([np.sort(r, axis=1) for r in rows], 1)
+            _, first, inverse = np.unique(every, axis=0, return_index=True, return_inverse=True)
+            order = np.argsort(first)
+            place = np.argsort(order)[inverse.reshape(-1)]
+        covers = set(dims) == {d for p in parts for d in (p[1].dims if set(p[1].dims) & set(dims) else ())} & set(dims)
+        place = place if covers else np.arange(size)
+        target = self.add_layer(name, int(place.max()) + 1, "hidden")[place].reshape(shape)
         for role, part in parts:
             self.connect(role, part, dims, target)
         return Neurons.along(dims, target)
@@ -231,9 +252,8 @@ class LayoutRecorder:
         node = self.add_layer(view.parameter, 1, "bias" if role == "bias" else "norm").reshape(1, 1)
         picked = by_node(nodes)
         if picked is None:
-            for start, stop in distinct_runs(nodes[None]):
-                part = flat.slice(1, start, stop)
-                self._own(role, part, node, nodes[None, start:stop], ((),))
+            for k, columns in enumerate(occurrences(nodes[None])):
+                self._own(role, flat.take(1, columns), node, nodes[None, list(columns)], ((k,),))
             return
         order, nodes, count = picked
         if count > 1:
@@ -256,8 +276,10 @@ class LayoutRecorder:
             return
         picked = by_node(source[0]) if groups == 1 else None
         if picked is None:
-            for start, stop in distinct_runs(source):
-                self._own(role, view.slice(2, start, stop), source[:, start:stop], target, offsets)
+            parts = occurrences(source)
+            for k, columns in enumerate(parts):
+                places = offsets if len(parts) == 1 else tuple((k, *o) for o in offsets)
+                self._own(role, view.take(2, columns), source[:, list(columns)], target, places)
             return
         order, nodes, count = picked
         if count > 1:
@@ -325,3 +347,12 @@ class LayoutRecorder:
     def sites(self) -> dict[str, str]:
         """Program node that holds the pre-activation of each layer that has one."""
         return {layer.name: layer.site for layer in self.layers if layer.site is not None}
+
+
+def _rows(neurons: Neurons, dims: tuple[int, ...], sizes: Sequence[int]) -> IntArray:
+    """Nodes that share their position along ``dims`` with each of the positions there, one row for each."""
+    shape = dict(zip(neurons.dims, neurons.ids.shape, strict=True)) | dict(zip(dims, sizes, strict=True))
+    every = tuple(sorted(shape))
+    ids = spread(neurons.ids, neurons.dims, every, [shape[d] for d in every])
+    order = [every.index(d) for d in dims] + [k for k, d in enumerate(every) if d not in dims]
+    return ids.transpose(order).reshape(math.prod(sizes), -1)

@@ -7,7 +7,8 @@ neurons: the flow is taken up again by label where some later operation reads an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch.fx import Node
@@ -18,7 +19,7 @@ from weightspace.graphs.neurons import Neurons, spread
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.values import Value
 
-__all__ = ["NeuronFlow", "module_path", "place_name"]
+__all__ = ["NeuronFlow", "carries", "module_path", "place_name"]
 
 
 def module_path(node: Node) -> str:
@@ -59,31 +60,54 @@ class NeuronFlow:
             if labels is not None:
                 self.recorder.label(value.neurons.ids, labels)
 
-    def neurons_of(self, value: Value, dim: int, name: str = "taken up") -> Neurons:
+    def passed_on(self, value: Value, operands: Sequence[Value]) -> Value:
+        """A result whose rule says nothing of nodes: those of an operand that carry its labels, if there are any."""
+        if value.neurons is not None or value.origin != "activation":
+            return value
+        moving = [c for c in value.components if not self.recorder.all_held(c.labels)]
+        for operand in operands if len(moving) == 1 else ():
+            if operand.neurons is None or not operand.neurons.dims:
+                continue
+            nodes = self.recorder.carriers(operand.neurons.ids, moving[0].labels)
+            if nodes is not None:
+                return replace(value, neurons=operand.neurons.moved(moving[0].dims, nodes))
+        return value
+
+    def neurons_of(self, value: Value, dim: int, name: str = "taken up", equal: IntArray | None = None) -> Neurons:
         """Nodes of an activation; where they are not known they are found by label along axis ``dim``.
 
-        Held positions are those of an input, whose nodes are made when an axis is first read.
+        Held positions are those of an input, whose nodes are made when an axis is first read. Where all positions are
+        equal, ``equal`` are the labels by which they may still be told apart.
         """
         if value.neurons is not None:
             return value.neurons
         component = value.component_of(dim % len(value.shape))
+        if component is None and equal is not None and not self.recorder.all_held(equal):
+            return Neurons.along((dim % len(value.shape),), self.recorder.nodes_of(equal, name))
         if component is None or self.recorder.all_held(component.labels):
             return self.recorder.input_neurons(value.inputs, value.shape[dim], dim)
         return Neurons.along(component.dims, self.recorder.nodes_of(component.labels, name))
 
-    def channel_neurons(self, node: Node, value: Value, dim: int) -> IntArray:
+    def channel_neurons(self, node: Node, value: Value, dim: int, equal: IntArray | None = None) -> IntArray:
         """Node of every position along axis ``dim``, of shape ``(size,)``; links are added where several share one."""
         dim %= len(value.shape)
-        return self.read_axes(node, value, (dim,))
+        return self.read_axes(node, value, (dim,), equal=equal)
 
-    def read_axes(self, node: Node, value: Value, dims: tuple[int, ...], batch: tuple[int, ...] = ()) -> IntArray:
+    def read_axes(
+        self,
+        node: Node,
+        value: Value,
+        dims: tuple[int, ...],
+        batch: tuple[int, ...] = (),
+        equal: IntArray | None = None,
+    ) -> IntArray:
         """Node of every position along the axes ``dims`` and ``batch`` (in this order), which an operation reads.
 
         Along ``batch`` the nodes need not differ.
         """
         both = tuple(sorted((*dims, *batch)))
         sizes = [value.shape[d] for d in both]
-        neurons = self.neurons_of(value, dims[-1], f"{module_path(node) or node.name}.input")
+        neurons = self.neurons_of(value, dims[-1], f"{module_path(node) or node.name}.input", equal)
         wide = {d for d in dims if value.shape[d] > 1}
         if set(neurons.dims) - set(both) or (neurons.dims and wide - set(neurons.dims)):
             where = tuple(sorted(wide | (set(neurons.dims) & set(both))))
@@ -112,13 +136,15 @@ class NeuronFlow:
         out: int,
         bias: Value | None,
         groups: int = 1,
+        inputs: IntArray | None = None,
     ) -> Neurons:
         """Neurons behind an operation with a weight of view ``(groups, out, inputs, *kernel)`` and maybe a bias.
 
         ``dim`` is the axis of the channels, before and after. A weight that is computed from parameters leaves them to
-        be connected by their labels; a constant or generated one is a parameter-free link.
+        be connected by their labels; a constant or generated one is a parameter-free link. ``inputs`` are the labels of
+        the axis of the weight that reads the channels.
         """
-        source = self.channel_neurons(node, value, dim).reshape(groups, -1)
+        source = self.channel_neurons(node, value, dim, inputs).reshape(groups, -1)
         name = weight.view.parameter.removesuffix(".weight") if weight.view else module_path(node) or node.name
         target = self.recorder.add_layer(name, out, "hidden", site=node.name)
         if view is not None:
@@ -166,14 +192,22 @@ class NeuronFlow:
         component = value.component_of(dim - rank + len(value.shape))
         return None if component is None else component.labels
 
-    def parameter_neurons(self, node: Node, value: Value) -> Neurons:
-        """Nodes along the last axis of a parameter (or constant) that is used as an activation.
+    def constant_neurons(self, node: Node, value: Value, dim: int) -> Neurons:
+        """Nodes along one axis of a constant."""
+        name = f"{place_name(node)}.constant"
+        own = Neurons.along((dim,), self.recorder.add_layer(name, value.shape[dim], "constant"))
+        labels = self.axis_labels(value, (dim,)) if own.dims else None
+        if labels is not None:
+            self.recorder.label(own.ids, labels)
+        return own
 
-        Each is written by the entries at its position, from a bias node; a constant is one node.
+    def parameter_neurons(self, node: Node, value: Value, dims: tuple[int, ...] = ()) -> Neurons:
+        """Nodes of a parameter that is used as an activation, each written by the entries at its position.
+
+        They stand along the first of ``dims`` that is no single position, or the last axis.
         """
-        if value.origin == "constant":
-            return Neurons((), self.recorder.add_layer(f"{place_name(node)}.constant", 1, "constant")[0])
-        dim = max((d for d, n in enumerate(value.shape) if n > 1), default=0)
+        last = max((d for d, n in enumerate(value.shape) if n > 1), default=0)
+        dim = next((d for d in dims if value.shape[d] > 1), last)
         size = value.shape[dim] if value.shape else 1
         name = value.view.parameter if value.view else place_name(node)
         own = Neurons.along((dim,), self.recorder.add_layer(f"{name}.neurons", size, "hidden"))
@@ -195,31 +229,39 @@ class NeuronFlow:
         gathered by a link. A parameter is a weight between the letters it shares with the activation and its others.
         """
         operands = [(v, "".join("." if n == 1 else c for c, n in zip(s, v.shape, strict=True))) for v, s in operands]
-        acts = [(v, s, r) for (v, s), r in zip(operands, (*roles, *roles), strict=False) if v.origin == "activation"]
-        weights = [(v, s) for v, s in operands if v.origin in ("parameter", "computed")]
+        acts = [(v, s, r) for (v, s), r in zip(operands, (*roles, *roles), strict=False) if carries(v)]
+        weights = [(v, s) for v, s in operands if v.origin in ("parameter", "computed") and not carries(v)]
         if not acts:
             return None
-        if len(acts) == len(weights) == 1 and weights[0][0].view is not None:
-            return self._weighted_product(node, *acts[0][:2], *weights[0], out)
-        lettered = [(r, s, self._known_neurons(v)) for v, s, r in acts]
-        lettered = [(r, s, n) for r, s, n in lettered if n is not None and n.dims]
+        wanted = {*out, *(c for _, s in weights for c in s)}
+        made, letters, size = self._meet(node, acts, wanted)
+        if len(weights) == 1 and weights[0][0].view is not None:
+            x = acts[0][0] if len(acts) == 1 else Value(tuple(size[c] for c in letters), (), neurons=made)
+            return self._weighted_product(node, x, acts[0][1] if len(acts) == 1 else letters, *weights[0], out)
         for value, _ in weights:
-            self.recorder.hint(value.parameters, *(n.ids for _, _, n in lettered))
-        if not lettered:
+            self.recorder.hint(value.parameters, *(made.ids for _ in "1" if made is not None))
+        if made is None or any(c in out and c not in letters for _, s in weights for c in s):
             return None
-        size = {c: n for v, s in operands for c, n in zip(s, v.shape, strict=True) if c != "."}
-        letters = "".join(sorted({s[d] for _, s, n in lettered for d in n.dims}))
-        parts = [(r, _renamed(n, s, letters)) for r, s, n in lettered]
-        if len(parts) > 1:
-            made = self.recorder.link_all(
-                place_name(node), parts, tuple(range(len(letters))), [size[c] for c in letters]
-            )
-        else:
-            made = parts[0][1]
-        kept = tuple(k for k in made.dims if letters[k] in out)
-        if len(kept) < len(made.dims):
-            made = self.recorder.link("link", f"{place_name(node)}.sum", made, kept, [size[letters[k]] for k in kept])
         return _renamed(made, letters, out)
+
+    def _meet(
+        self, node: Node, acts: Sequence[tuple[Value, str, str]], wanted: Collection[str]
+    ) -> tuple[Neurons | None, str, dict[str, int]]:
+        """Nodes where activations meet, with the letters of their axes; those not wanted further are summed over."""
+        size = {c: n for v, s, _ in acts for c, n in zip(s, v.shape, strict=True) if c != "."}
+        letters = "".join(sorted(size))
+        known = [(r, s, self._known_neurons(v)) for v, s, r in acts]
+        parts = [(r, _renamed(n, s, letters)) for r, s, n in known if n is not None and n.dims]
+        if not parts:
+            return None, letters, size
+        dims = tuple(sorted({d for _, n in parts for d in n.dims}))
+        made = parts[0][1]
+        if len(parts) > 1:
+            made = self.recorder.link_all(place_name(node), parts, dims, [size[letters[d]] for d in dims])
+        kept = tuple(d for d in made.dims if letters[d] in wanted)
+        if len(kept) < len(made.dims):
+            made = self.recorder.link("link", f"{place_name(node)}.sum", made, kept, [size[letters[d]] for d in kept])
+        return made, letters, size
 
     def _known_neurons(self, value: Value) -> Neurons | None:
         """Neurons of an operand; found by label along the axes that may move where they are not known."""
@@ -269,6 +311,11 @@ class NeuronFlow:
         axes = [out.index(c) for c in letters]
         ranked = sorted(range(len(axes)), key=lambda k: axes[k])
         return Neurons.along(tuple(axes[k] for k in ranked), made.transpose(ranked))
+
+
+def carries(value: Value) -> bool:
+    """Whether nodes run through a value: it depends on an input, or an operation with weights made it."""
+    return value.origin == "activation" or value.neurons is not None
 
 
 def _renamed(neurons: Neurons, letters: str, others: str) -> Neurons:

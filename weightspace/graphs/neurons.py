@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from weightspace.graphs.labels import IntArray
 
-__all__ = ["Neurons", "by_node", "distinct_runs", "runs", "spread"]
+__all__ = ["Neurons", "by_node", "occurrences", "runs", "spread"]
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,15 @@ def runs(keys: IntArray) -> list[tuple[int, int]]:
     return [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
 
 
-def distinct_runs(rows: IntArray) -> list[tuple[int, int]]:
-    """Greedy runs of columns in which no row repeats a node; ``rows`` has shape ``(rows, columns)``."""
-    cuts = [0]
-    seen: list[set[int]] = [set() for _ in rows]
+def occurrences(rows: IntArray) -> list[tuple[int, ...]]:
+    """Columns cut into sets in none of which a row repeats a node: each goes by the most often seen of its nodes."""
+    seen: list[Counter[int]] = [Counter() for _ in rows]
+    parts: list[list[int]] = []
     for k, column in enumerate(rows.T.tolist()):
-        if any(node in s for node, s in zip(column, seen, strict=True)):
-            cuts.append(k)
-            seen = [set() for _ in rows]
-        for node, s in zip(column, seen, strict=True):
-            s.add(node)
-    return list(zip(cuts, [*cuts[1:], rows.shape[1]], strict=True))
+        turn = max((count[node] for node, count in zip(column, seen, strict=True)), default=0)
+        for node, count in zip(column, seen, strict=True):
+            count[node] = turn + 1
+        if turn == len(parts):
+            parts.append([])
+        parts[turn].append(k)
+    return [tuple(part) for part in parts]

@@ -99,7 +99,7 @@ class ParameterView:
         batch = tensor.shape[:batch_dims]
         for step in self.steps:
             if step[0] == "reshape":
-                tensor = tensor.reshape(*batch, *step[1])
+                tensor = tensor.reshape((*batch, *step[1]))
             elif step[0] == "permute":
                 tensor = tensor.permute(*range(batch_dims), *(batch_dims + d for d in step[1]))
             elif step[0] == "slice":

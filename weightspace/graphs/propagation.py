@@ -154,6 +154,7 @@ class Propagation(NeuronFlow):
             kind = origin if keeps_view or origin != "parameter" else "computed"
             view = value.view if keeps_view else None
             value = replace(value, inputs=inputs, origin=kind, view=view, parameters=parameters)
+            value = self.passed_on(value, operands)
             self.note_labels(value)
             return value
 

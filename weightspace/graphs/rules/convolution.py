@@ -81,7 +81,8 @@ def _convolve(
         tied = bias.components[0].labels
         target = tied if target is None else p.labels.tie(target, tied)
     mine = () if target is None else (Component((channel,), target),)
-    neurons = p.weighted(node, x, channel, weight, view, shape[channel], bias, groups)
+    inputs = p.axis_labels(weight, (1 - out_axis,)) if groups == 1 < weight.shape[1 - out_axis] else None
+    neurons = p.weighted(node, x, channel, weight, view, shape[channel], bias, groups, inputs)
     return Value(shape, rest + mine + p.held_axes(shape, spatial), neurons=neurons)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from weightspace.graphs.neuron_flow import carries
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
 from weightspace.graphs.values import Value, combine
 
@@ -21,5 +22,9 @@ def linear(p: Propagation, node: Node, x: Value, weight: Value, bias: Value | No
         operands.append((bias.components, "Z"))
     components = combine(p.labels, operands, batch + "Z")
     view = weight.view and weight.view.reshape(1, *weight.shape)
-    neurons = p.weighted(node, x, -1, weight, view, weight.shape[0], bias)
+    if carries(weight):
+        neurons = p.product(node, [(x, batch + "Y"), (weight, "ZY")], batch + "Z")
+        return Value(shape, components, neurons=neurons)
+    inputs = p.axis_labels(weight, (1,)) if weight.shape[1] > 1 else None
+    neurons = p.weighted(node, x, -1, weight, view, weight.shape[0], bias, inputs=inputs)
     return Value(shape, components, neurons=neurons)

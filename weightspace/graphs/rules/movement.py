@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from weightspace.graphs.labels import IntArray
-from weightspace.graphs.neuron_flow import place_name
+from weightspace.graphs.neuron_flow import carries, place_name
 from weightspace.graphs.neurons import Neurons, spread
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
 from weightspace.graphs.values import Component, Value, combine, map_axes
@@ -247,11 +247,26 @@ def concatenate(p: Propagation, arrays: Sequence[IntArray]) -> IntArray:
     return labels
 
 
+def _known(p: Propagation, node: Node, parts: Sequence[Value], dim: int) -> list[Neurons]:
+    """Nodes of parts that are put together, whatever they come from."""
+    own = next((x.neurons.dims for x in parts if x.neurons is not None and x.neurons.dims), ())
+    along = (*own, dim)
+    found = []
+    for x in parts:
+        if x.origin == "constant":
+            found.append(p.constant_neurons(node, x, along[0]))
+        elif carries(x):
+            found.append(p.neurons_of(x, along[0] if x.neurons is None else dim))
+        else:
+            found.append(p.parameter_neurons(node, x, along))
+    return found
+
+
 def _cat_neurons(p: Propagation, node: Node, parts: Sequence[Value], dim: int) -> Neurons | None:
     acts = [x for x in parts if x.origin == "activation"]
     if not acts or all(x.neurons is None for x in parts):
         return None
-    neurons = [p.neurons_of(x, dim) if x.origin == "activation" else p.parameter_neurons(node, x) for x in parts]
+    neurons = _known(p, node, parts, dim)
     first = neurons[0]
     if all(n.dims == first.dims and dim not in n.dims and np.array_equal(n.ids, first.ids) for n in neurons):
         return first
@@ -299,14 +314,7 @@ def _stack_neurons(p: Propagation, node: Node, parts: Sequence[Value], dim: int)
     """Each part keeps its own nodes; ``parts`` have size 1 along ``dim``."""
     if not any(x.neurons is not None for x in parts):
         return None
-    known = [x.neurons for x in parts if x.neurons is not None]
-    rank = len(parts[0].shape)
-    neurons = [
-        p.neurons_of(x, known[0].dims[-1] if known[0].dims else rank - 1)
-        if x.origin == "activation"
-        else p.parameter_neurons(node, x)
-        for x in parts
-    ]
+    neurons = _known(p, node, parts, dim)
     for n in neurons:
         p.recorder.read(n)
     dims = tuple(sorted({dim}.union(*(n.dims for n in neurons))))
@@ -335,8 +343,15 @@ def _pad_neurons(
     grown = [(max(a, 0), max(b, 0)) for a, b in widths]
     if mode != "constant":
         return neurons.moved(neurons.dims, np.pad(neurons.ids[cut], grown, mode=mode))
-    constant = p.recorder.add_layer(f"{place_name(node)}.constant", 1, "constant")[0]
-    return neurons.moved(neurons.dims, np.pad(neurons.ids[cut], grown, constant_values=constant))
+    padded = np.pad(neurons.ids[cut], grown, constant_values=-1)
+    # One node for each new position along the first axis that grows: they may change places.
+    axis = next(k for k, (a, b) in enumerate(grown) if a + b)
+    before, after = grown[axis]
+    fresh = p.recorder.add_layer(f"{place_name(node)}.constant", before + after, "constant")
+    line = np.full(padded.shape[axis], fresh[0])
+    line[:before], line[len(line) - after :] = fresh[:before], fresh[before:]
+    constant = line.reshape([-1 if k == axis else 1 for k in range(padded.ndim)])
+    return neurons.moved(neurons.dims, np.where(padded < 0, constant, padded))
 
 
 @register_rule(aten.constant_pad_nd.default, aten.pad.default)

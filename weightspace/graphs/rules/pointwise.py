@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from weightspace.graphs.neuron_flow import place_name
+from weightspace.graphs.neuron_flow import carries, place_name
 from weightspace.graphs.neurons import Neurons
 from weightspace.graphs.propagation import LETTERS, Propagation, aligned, register_rule
 from weightspace.graphs.values import Value, combine
@@ -55,8 +55,8 @@ def _neurons(
     p: Propagation, node: Node, shape: tuple[int, ...], operands: Sequence[Value], args: Sequence[Any]
 ) -> Neurons | None:
     """Neurons behind a pointwise operation, with the parameters and joins it brings recorded."""
-    acts = [v for v in operands if v.origin == "activation"]
-    weights = [v for v in operands if v.origin in ("parameter", "computed")]
+    acts = [v for v in operands if carries(v)]
+    weights = [v for v in operands if v.origin in ("parameter", "computed") and not carries(v)]
     if not acts:
         return None
     neurons = _broadcast(acts[0], shape)
