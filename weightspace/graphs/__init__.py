@@ -1,7 +1,7 @@
 """From a module to its symmetries and its graphs: trace once, read three views off the result."""
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
-from weightspace.graphs.drawing import draw
+from weightspace.graphs.drawing import draw, draw_operators
 from weightspace.graphs.networkx import layout_to_networkx, to_networkx
 from weightspace.graphs.neuron_permutation import NeuronPermutation
 from weightspace.graphs.operator_data import OperatorData
@@ -33,6 +33,7 @@ __all__ = [
     "Verification",
     "WeightSpace",
     "draw",
+    "draw_operators",
     "layout_to_networkx",
     "register_rule",
     "to_networkx",
