@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,17 +228,22 @@ def _describe_connected(
         for index, node in enumerate(nodes):
             solution.coordinates[node] = (*prefix, (group, index))
         return
-    members, sides = grid
+    members, sides, implied = grid
     rest = np.setdiff1d(np.arange(len(nodes)), members)
-    _describe(nodes[rest], colours[rest], edges_inside(rest, edges), parent, prefix, solution)
+    left = edges_inside(rest, np.concatenate([edges, implied]))
+    _describe(nodes[rest], colours[rest], left, parent, prefix, solution)
     for k, row in zip(members, sides, strict=True):
         solution.coordinates[nodes[k]] = _united([solution.coordinates[nodes[s]] for s in row])
 
 
-def _grid(colours: IntArray, edges: IntArray) -> tuple[IntArray, IntArray] | None:
-    """A cell whose nodes are all combinations of one node from each of several other cells, and those nodes.
+def _grid(colours: IntArray, edges: IntArray) -> tuple[IntArray, IntArray, IntArray] | None:
+    """A cell whose nodes are all combinations of one node from each of several other cells.
 
     Query dimensions of grouped-query attention are one: (query head inside its group) x (dimension of the shared key).
+
+    Returns:
+        The nodes of the cell, shape ``(n,)``; the nodes that each combines, shape ``(n, sides)``; edges that say what
+        the cell said beyond that, where a side determines a further neighbour.
     """
     both = np.concatenate([edges[:, :2], edges[:, 1::-1]])
     _, cell, counts = np.unique(colours, return_inverse=True, return_counts=True)
@@ -245,16 +251,32 @@ def _grid(colours: IntArray, edges: IntArray) -> tuple[IntArray, IntArray] | Non
     by_source = np.split(neighbours[:, 1], np.searchsorted(neighbours[:, 0], np.arange(1, len(colours))))
     for c in np.argsort(-counts):
         members = np.flatnonzero(cell == c)
-        around = [by_source[m] for m in members]
-        first = cell[around[0]]
-        if len(first) < 2 or len(set(first.tolist())) < len(first) or c in first:
+        around = [a[np.argsort(cell[a])] for a in (by_source[m] for m in members)]
+        cells = cell[around[0]].tolist()
+        if len(cells) < 2 or len(set(cells)) < len(cells) or c in cells:
             continue
-        if math.prod(counts[first].tolist()) != len(members):
-            continue
-        sides = np.stack([a[np.argsort(cell[a])] for a in around])
-        if len(np.unique(sides, axis=0)) == len(members):
-            return members, sides
+        table = np.stack(around)  # one neighbour in each of the cells around
+        for sides in (s for size in (2, 3) for s in combinations(range(len(cells)), size)):
+            full = math.prod(counts[cells[k]] for k in sides) == len(members)
+            if full and len(np.unique(table[:, sides], axis=0)) == len(members):
+                extra = _implied(table, sides, int(edges[:, 2].max()) + 1)
+                if extra is not None:
+                    return members, table[:, sides], extra
     return None
+
+
+def _implied(table: IntArray, sides: Sequence[int], colour: int) -> IntArray | None:
+    """Edges from a side to each further neighbour that it determines; ``None`` where none determines one."""
+    found = [np.zeros((0, 3), np.int64)]
+    for k in range(table.shape[1]):
+        if k in sides:
+            continue
+        pairs = [np.unique(table[:, [side, k]], axis=0) for side in sides]
+        functions = [p for p in pairs if len(np.unique(p[:, 0])) == len(p)]
+        if not functions:
+            return None
+        found.append(np.column_stack([functions[0], np.full(len(functions[0]), colour + k)]))
+    return np.concatenate(found)
 
 
 Piece = tuple[IntArray, IntArray]  # nodes, their colours
