@@ -27,6 +27,7 @@ __all__ = ["Branch", "CoordinateDescent", "Settings", "assign"]
 
 Path = tuple[str, ...]
 _DAMPING = (0.0, 0.25, 0.5, 0.75, 0.9)  # reward for staying, as a fraction of the largest gain of a single neuron
+_ENOUGH = 64  # weights per neuron on axes of known order that make sorting the others superfluous
 _ENUMERATED = 3  # up to this size all permutations are tried at once, which beats a call per matrix
 
 
@@ -116,10 +117,12 @@ class CoordinateDescent:
         for branch in self._branches:
             compared = [(self._blocks[i], k) for i in self._touching[branch.name]
                         for k in self._blocks[i].occurrences(branch.name)]  # fmt: skip
-            moves, _ = _best_moves(branch, *self._pair_values(branch, *self._costs_of(branch, None, unknown)))
+            seen = [block for block, k in compared if not _hidden(block, k, unknown)]
+            enough = sum(block.a[0].numel() // branch.size for block in seen) >= _ENOUGH
+            costs, coupled = self._costs_of(branch, None, unknown, seen_only=enough)
+            moves, _ = _best_moves(branch, *self._pair_values(branch, costs, coupled))
             self._apply(branch, moves, None)
-            if not any(_hidden(block, k, unknown) for block, k in compared):
-                self._stale[branch.name].fill_(False)
+            self._stale[branch.name].fill_(len(seen) < len(compared))
             unknown -= set(branch.shapes())
 
     def settled(self) -> Tensor:
@@ -185,11 +188,12 @@ class CoordinateDescent:
         return True
 
     def _costs_of(
-        self, branch: Branch, rows: Tensor | None, unknown: Collection[str]
+        self, branch: Branch, rows: Tensor | None, unknown: Collection[str], seen_only: bool = False
     ) -> tuple[dict[Path, Tensor], list[tuple[PairedBlock, int]]]:
         """Inner products by path, and the blocks with two axes inside one outer neuron, with the axis of the group.
 
-        The latter are no sum over single assignments; they go into the nested problems as they are.
+        The latter are no sum over single assignments; they go into the nested problems as they are. Axes of
+        ``unknown`` groups are sorted, or their blocks left out for ``seen_only``.
         """
         costs = {p: c if rows is None else c[rows] for p, c in self._costs.items() if p[0] == branch.name}
         coupled = []
@@ -197,6 +201,8 @@ class CoordinateDescent:
             block = self._blocks[i].pick(rows)
             for k in block.occurrences(branch.name):
                 hidden = _hidden(block, k, unknown)
+                if hidden and seen_only:
+                    continue
                 a, axes = with_sorted_axes(block.a, block.axes, hidden)
                 b, _ = with_sorted_axes(block.b, block.axes, hidden)
                 shown = PairedBlock(a, b, axes, block.scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,10 +237,9 @@ def _branches(space: WeightSpace, parent: str | None = None) -> tuple[Branch, ..
     )
 
 
-def block_axes(space: WeightSpace, block: Block) -> tuple[Axis, ...] | None:
-    """Group and parent axis of every axis; ``None`` for a block that says nothing about permutable groups."""
-    movable = {name for branch in _branches(space) for name in branch.shapes()}
-    if GENERIC in block.axes or not movable & set(block.axes):
+def block_axes(space: WeightSpace, block: Block, movable: Collection[str]) -> tuple[Axis, ...] | None:
+    """Group and parent axis of every axis; ``None`` for a block that says nothing about these groups."""
+    if GENERIC in block.axes or not set(block.axes) & set(movable):
         return None
     segments = _segments(block)
     axes = []
@@ -289,10 +288,11 @@ def _paired_blocks(
         if missing:
             raise ShapeError(f"The {which} state dict lacks {missing}. Was it saved from another architecture?")
     scales: dict[str, Tensor] = {}
+    movable = {name for branch in _branches(space) for name in branch.shapes()}
     paired = []
     for block in space.blocks:
         name = block.view.parameter
-        axes = None if name in skipped else block_axes(space, block)
+        axes = None if name in skipped else block_axes(space, block, movable)
         if axes is None:
             continue
         x, y = a[name].detach(), b[name].detach()

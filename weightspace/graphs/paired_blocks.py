@@ -11,6 +11,8 @@ from torch import Tensor
 
 __all__ = ["Axis", "PairedBlock", "contract", "gather_axes", "with_sorted_axes"]
 
+_SORTED = 2**24  # scalars sorted at a time
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -80,10 +82,15 @@ def with_sorted_axes(tensor: Tensor, axes: Sequence[Axis], which: Collection[int
         return tensor, tuple(axes)
     kept = [d for d in range(len(axes)) if d not in which]
     moved = tensor.permute(0, *(d + 1 for d in kept), *(d + 1 for d in which))
-    moved = moved.reshape(*moved.shape[: len(kept) + 1], -1).sort(-1).values
+    shape = (*moved.shape[: len(kept) + 1], math.prod(moved.shape[len(kept) + 1 :]))
+    result = moved.new_empty(shape)
+    step = max(1, _SORTED * shape[1] // max(1, result.numel()))
+    for start in range(0, shape[1], step):  # in slices, since sorting needs indices of twice the size
+        part = moved[:, start : start + step]
+        result[:, start : start + step] = part.reshape(*part.shape[: len(kept) + 1], -1).sort(-1).values
     place: dict[int | None, int] = {d: k for k, d in enumerate(kept)}
     left = tuple(Axis(axes[d].group, place.get(axes[d].parent)) for d in kept)
-    return moved, (*left, Axis())
+    return result, (*left, Axis())
 
 
 def contract(a: Tensor, b: Tensor, rows: Sequence[int], *, dtype: torch.dtype, limit: int) -> Tensor:
