@@ -25,7 +25,7 @@ class Factor:
     def over(self, shape: Sequence[int]) -> Tensor:
         """The factors in a form that broadcasts against a parameter of this shape; leading axes are kept."""
         lead = self.values.shape[: self.values.ndim - len(self.dims)]
-        return self.values.reshape(*lead, *(n if d in self.dims else 1 for d, n in enumerate(shape)))
+        return self.values.reshape((*lead, *(n if d in self.dims else 1 for d, n in enumerate(shape))))
 
     def permuted(self, p: ParameterLabels, g: NeuronPermutation) -> Factor:
         """The factors that go with the entries after those have moved."""
