@@ -21,6 +21,8 @@ def compact(propagation: Propagation) -> tuple[list[ParameterLabels], LabelGraph
     parameters = list(propagation.parameters.values())
     used = [labels.find(c.labels).reshape(-1) for p in parameters for c in p.components]
     relations = [(labels.find(r.left), labels.find(r.right)) for r in labels.relations]
+    marked = labels.find(np.concatenate([*labels.marks, np.zeros(0, np.int64)]))
+    used.append(marked[labels.factors(marked)[:, 0] >= 0])  # a set of products says something about their factors
     pending = np.unique(np.concatenate([*used, *(x for r in relations for x in r), np.zeros(0, np.int64)]))
     roots = pending
     while len(pending):

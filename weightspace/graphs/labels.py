@@ -200,8 +200,12 @@ class Labels:
     # -- other statements ----------------------------------------------------------------------------------------
 
     def fix(self, labels: IntArray) -> None:
-        """State that these labels stay where they are."""
-        self._fixed[self.find(labels)] = True
+        """State that these labels stay where they are, and with products their factors."""
+        held = np.unique(self.find(labels))
+        while len(held):
+            self._fixed[held] = True
+            factors = np.unique(self.factors(held))
+            held = factors[(factors >= 0) & ~self._fixed[factors]]
 
     def unite(self, parts: list[IntArray]) -> None:
         """State that all these labels now stand in one array, so that later ties never merge two of them."""
