@@ -43,7 +43,7 @@ class _Run(Interpreter):
             )
         if target is torch.ops.aten.view.default:
             # Strides of eager values may differ from those the export saw.
-            target = torch.ops.aten.reshape.default
+            target, args, kwargs = torch.ops.aten.reshape.default, (*args, *kwargs.values()), {}
         result = super().call_function(target, args, kwargs)
         # Tensors made inside the program (zeros of a first state) have the default type.
         return pytree.tree_map(lambda x: _lift(x, self._double), result)
