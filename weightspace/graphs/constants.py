@@ -29,6 +29,10 @@ class Constants:
         if isinstance(value, Tensor):
             self._known[node] = value
 
+    def value(self, node: Node) -> Any:
+        """Value that was found before, ``None`` where it is not constant."""
+        return self._known.get(node)
+
     def evaluate(self, node: Node) -> Any:
         """Value of a call (a tensor, or a tuple of them), ``None`` where it is not constant."""
         if not all(n in self._known for n in node.all_input_nodes) or not _is_pure(node):

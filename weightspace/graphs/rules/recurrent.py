@@ -7,15 +7,20 @@ there is one).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Node
 
 from weightspace.graphs.labels import IntArray
+from weightspace.graphs.neuron_flow import carries
+from weightspace.graphs.neurons import Neurons
 from weightspace.graphs.propagation import Propagation, register_rule
 from weightspace.graphs.rules.movement import concatenate
+from weightspace.graphs.rules.ordering import is_read
+from weightspace.graphs.rules.recurrent_nodes import cell_nodes, row_of, state_nodes
 from weightspace.graphs.values import Component, Value, along, combine, split_product
 
 aten = torch.ops.aten
@@ -127,6 +132,8 @@ def _layers(
     )
     each = 2 + 2 * biased + projected
     cells, final, sides = iter(range(0, len(weights), each)), [], 1 + both
+    source = p.channel_neurons(node, x, 2, p.axis_labels(weights[0], (1,)) if x.shape[2] > 1 else None)
+    nodes: list[IntArray] = []
     for layer in range(layers):
         done: list[_State] = []
         for side in range(sides):
@@ -134,14 +141,23 @@ def _layers(
             cell = _Cell(gates, w[0], w[1], tuple(w[2:4]) if biased else (), w[-1] if projected else None)
             first = [_of_layer(p, s, layer * sides + side) for s in states]
             done.append(cell.run(p, below, _State(first[0], first[1] if len(first) > 1 else ())))
+            own = (cell.input, cell.recurrent, cell.biases, cell.projection)
+            nodes.append(cell_nodes(p, node, gates, source, own, done[-1].hidden))
+            if not projected:
+                for state in states:
+                    state_nodes(p, row_of(state, layer * sides + side), nodes[-1])
         final += done
+        source = np.concatenate(nodes[-sides:])
         below = _side_by_side(p, [s.hidden for s in done], states[0].shape[-1])
     shape = p.shape(node, 0)
     place = (batch, 2)
     rows = tuple(Component(tuple(place[d] for d in c.dims), c.labels) for c in below)
-    results = [Value(shape, (*rows, *p.held_axes(shape, [time])))]
+    read = Neurons.along((2,), source).then("tanh")
+    results = [Value(shape, (*rows, *p.held_axes(shape, [time])), neurons=read)]
     for k, parts in enumerate(zip(*[(s.hidden, s.cell)[: len(states)] for s in final], strict=True)):
-        results.append(_stacked(p, parts, p.shape(node, k + 1), _is_read(node, k + 1)))
+        last = _stacked(p, parts, p.shape(node, k + 1), is_read(node, k + 1))
+        follows = len({len(n) for n in nodes} | {last.shape[2]}) == 1
+        results.append(replace(last, neurons=Neurons.along((0, 2), np.stack(nodes)) if follows else None))
     return tuple(results)
 
 
@@ -186,11 +202,6 @@ def _stacked(p: Propagation, states: Sequence[Components], shape: tuple[int, ...
     return Value(shape, (*batch, Component(dims, joint.reshape([shape[d] for d in dims]))))
 
 
-def _is_read(node: Node, index: int) -> bool:
-    """Whether the program uses this one of several results."""
-    return any(user.args[1] == index and user.users for user in node.users)
-
-
 # -- single steps ------------------------------------------------------------------------------------------------------
 
 
@@ -200,8 +211,10 @@ def lstm_cell(
 ) -> tuple[Value, Value]:
     """One step of an LSTM."""
     state = _State(states[0].components, states[1].components)
-    new = _Cell(4, w_input, w_recurrent, _given(biases)).step(p, x.components, state)
-    return Value(p.shape(node, 0), new.hidden), Value(p.shape(node, 1), new.cell)
+    cell = _Cell(4, w_input, w_recurrent, _given(biases))
+    new = cell.step(p, x.components, state)
+    neurons = _step_neurons(p, node, cell, x, states[0], new)
+    return Value(p.shape(node, 0), new.hidden, neurons=neurons), Value(p.shape(node, 1), new.cell, neurons=neurons)
 
 
 @register_rule(aten.gru_cell.default)
@@ -209,8 +222,9 @@ def gru_cell(
     p: Propagation, node: Node, x: Value, state: Value, w_input: Value, w_recurrent: Value, *biases: Any
 ) -> Value:
     """One step of a gated recurrent unit."""
-    new = _Cell(3, w_input, w_recurrent, _given(biases)).step(p, x.components, _State(state.components))
-    return Value(p.shape(node), new.hidden)
+    cell = _Cell(3, w_input, w_recurrent, _given(biases))
+    new = cell.step(p, x.components, _State(state.components))
+    return Value(p.shape(node), new.hidden, neurons=_step_neurons(p, node, cell, x, state, new))
 
 
 @register_rule(aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default)
@@ -218,8 +232,21 @@ def rnn_cell(
     p: Propagation, node: Node, x: Value, state: Value, w_input: Value, w_recurrent: Value, *biases: Any
 ) -> Value:
     """One step of an Elman network."""
-    new = _Cell(1, w_input, w_recurrent, _given(biases)).step(p, x.components, _State(state.components))
-    return Value(p.shape(node), new.hidden)
+    cell = _Cell(1, w_input, w_recurrent, _given(biases))
+    new = cell.step(p, x.components, _State(state.components))
+    return Value(p.shape(node), new.hidden, neurons=_step_neurons(p, node, cell, x, state, new))
+
+
+def _step_neurons(p: Propagation, node: Node, cell: _Cell, x: Value, state: Value, new: _State) -> Neurons:
+    """Nodes behind one step; those of a first state that is a constant are the result's own."""
+    dim = len(x.shape) - 1
+    wide = (1,) if x.shape[dim] > 1 else ()
+    source = p.channel_neurons(node, x, dim, p.axis_labels(cell.input, wide) if wide else None)
+    before = p.channel_neurons(node, state, len(state.shape) - 1) if carries(state) else None
+    own = (cell.input, cell.recurrent, cell.biases, cell.projection)
+    nodes = cell_nodes(p, node, cell.gates, source, own, new.hidden, before)
+    p.recorder.hint(state.parameters, nodes)
+    return Neurons.along((dim,), nodes).then("tanh")
 
 
 def _given(biases: Sequence[Value | None]) -> tuple[Value, ...]:
