@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
 
 from weightspace.graphs.diagram import Diagram
 from weightspace.graphs.diagram_layout import LINE, PADDING, Frame, heading, lay_out
+from weightspace.graphs.neuron_places import bends, columns, neuron_places
 from weightspace.graphs.parameter_graph import ParameterGraph
 
 if TYPE_CHECKING:
@@ -21,14 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["FAMILY_COLOURS", "draw", "draw_operators"]
 
 # Okabe-Ito colours: told apart under the common colour-vision deficiencies.
-_COLOURS = {"input": "#0072B2", "hidden": "#999999", "output": "#D55E00", "bias": "#009E73", "norm": "#CC79A7"}
-_NEGATIVE, _POSITIVE = "#D55E00", "#0072B2"
+_COLOURS = {
+    **{"input": "#0072B2", "hidden": "#999999", "output": "#D55E00", "bias": "#009E73", "norm": "#CC79A7"},
+    **{"position": "#56B4E9", "constant": "#22272E", "parameter": "#E69F00"},
+}
+_NEGATIVE, _POSITIVE, _FREE = "#D55E00", "#0072B2", "#999999"
 
 #: Frame colour of a box by the family of its first operation, from the same palette.
 FAMILY_COLOURS = {
     **{"io": "#22272E", "weights": "#0072B2", "norm": "#CC79A7", "mixing": "#D55E00", "join": "#009E73"},
     **{"pool": "#56B4E9", "pointwise": "#999999", "data": "#E69F00", "module": "#B8BFC7", "other": "#999999"},
 }
+_SIGNS = ((_POSITIVE, "w > 0"), (_NEGATIVE, "w < 0"), (_FREE, "no parameter"))
 _PIXELS = 96.0  # a CSS inch
 _MOST_BOXES = 90
 
@@ -47,18 +51,17 @@ def draw(graph: ParameterGraph, *, max_edges: int = 5000, title: str | None = No
     title = title or f"{layout.num_nodes:,} nodes, {layout.num_edges:,} edges"
     if graph.num_edges > max_edges:
         return _boxes(Diagram.from_layout(layout), title)
-    depth = _depths(layout)
-    columns = max(depth.values(), default=0) + 1
-    figure = Figure(figsize=(max(6.0, 2.2 * columns), 6.0), layout="constrained")
+    steps = max(columns(layout).values(), default=0) + 1
+    figure = Figure(figsize=(max(6.0, 2.2 * steps), 6.0), layout="constrained")
     axes = figure.add_subplot()
-    _draw_neurons(axes, graph, depth)
+    _draw_neurons(axes, graph)
     axes.set_axis_off()
     axes.set_title(title)
     handles = [
         axes.scatter([], [], s=40, color=_COLOURS[kind], label=kind)
         for kind in dict.fromkeys(layer.kind for layer in layout.layers)
     ]
-    handles += [axes.plot([], [], color=c, label=s)[0] for c, s in ((_POSITIVE, "w > 0"), (_NEGATIVE, "w < 0"))]
+    handles += [axes.plot([], [], color=c, label=s)[0] for c, s in _SIGNS]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
 
@@ -147,41 +150,11 @@ def _draw_ways(axes: Axes, frame: Frame, left: float, top: float) -> None:
 # -- neurons -----------------------------------------------------------------------------------------------------------
 
 
-def _depths(layout: BlockLayout) -> dict[str, int]:
-    """Column of every layer: its longest path from an input; bias and norm nodes stand one before their target."""
-    flow = nx.DiGraph()
-    flow.add_nodes_from(layer.name for layer in layout.layers)
-    kinds = {layer.name: layer.kind for layer in layout.layers}
-    flow.add_edges_from(
-        (b.source, b.target) for b in layout.blocks if kinds[b.source] not in ("bias", "norm") and b.source != b.target
-    )
-    order = list(nx.topological_sort(flow)) if nx.is_directed_acyclic_graph(flow) else [x.name for x in layout.layers]
-    depth = dict.fromkeys(order, 0)
-    for name in order:
-        depth[name] = max((depth[p] + 1 for p in flow.predecessors(name)), default=0)
-    for block in layout.blocks:
-        if kinds[block.source] in ("bias", "norm"):
-            depth[block.source] = max(depth[block.target] - 1, 0)
-    return depth
-
-
-def _draw_neurons(axes: Axes, graph: ParameterGraph, depth: dict[str, int]) -> None:
+def _draw_neurons(axes: Axes, graph: ParameterGraph) -> None:
     from matplotlib.collections import LineCollection
 
     layout: BlockLayout = graph.layout
-    place = np.zeros((layout.num_nodes, 2))
-    column_fill: dict[int, int] = {}
-    tallest = max(layer.size for layer in layout.layers)
-    for layer in layout.layers:
-        start, aside = layout.starts[layer.name], layer.kind in ("bias", "norm")
-        shift = column_fill.get(depth[layer.name], 0)
-        rows = np.linspace(-0.5, 0.5, layer.size) * (layer.size / tallest) if layer.size > 1 else np.zeros(1)
-        if aside:
-            rows = rows + 0.62 + 0.07 * shift
-            column_fill[depth[layer.name]] = shift + 1
-        place[start : start + layer.size] = np.stack(
-            [np.full(layer.size, depth[layer.name] + (0.35 if aside else 0.0)), -rows if not aside else rows], 1
-        )
+    place = neuron_places(layout)
     source, target = graph.edges().numpy()
     value = graph.edge_value.detach().float().numpy()
     # One scale per block, so that a layer of small weights stays visible.
@@ -190,21 +163,26 @@ def _draw_neurons(axes: Axes, graph: ParameterGraph, depth: dict[str, int]) -> N
     np.maximum.at(scale, block, np.abs(value))
     strength = np.abs(value) / np.maximum(scale[block], 1e-12)
     order = np.argsort(strength)
-    lines = np.stack([place[source], place[target]], 1)[order]
-    colours = [_POSITIVE if v > 0 else _NEGATIVE for v in value[order]]
-    axes.add_collection(
-        LineCollection(
-            list(lines), colors=colours, alpha=0.05 + 0.75 * strength[order], linewidths=0.2 + strength[order]
-        )
-    )
+    t = np.linspace(0.0, 1.0, 25)[:, None]
+    bend = (1.0 - (2.0 * t - 1.0) ** 6) * np.array([0.0, 1.0])  # down at once, along, and up at once
+    lines = [
+        place[[u, v]] if height == 0.0 else place[u] * (1.0 - t) + place[v] * t + height * bend
+        for u, v, height in zip(source[order], target[order], bends(place, source, target)[order], strict=True)
+    ]
+    free = np.array([b.view is None for b in layout.blocks])[block[order]]
+    colours = [_FREE if f else _POSITIVE if v > 0 else _NEGATIVE for v, f in zip(value[order], free, strict=True)]
+    alpha = np.where(free, 0.6, 0.05 + 0.75 * strength[order])
+    widths = np.where(free, 0.8, 0.2 + strength[order])
+    axes.add_collection(LineCollection(lines, colors=colours, alpha=list(alpha), linewidths=list(widths)))
+    low = min(float(x.vertices[:, 1].min()) for x in axes.collections[0].get_paths())
     for layer in layout.layers:
         start = layout.starts[layer.name]
         x, y = place[start : start + layer.size].T
         axes.scatter(x, y, s=30, color=_COLOURS[layer.kind], edgecolors="white", linewidths=0.5, zorder=3)
-        if layer.kind not in ("bias", "norm"):
+        if layer.kind in ("input", "hidden", "output"):
             detail = "" if layer.activation == "identity" else f"\n{layer.activation}"
-            axes.annotate(
-                f"{layer.name}\n{layer.size}{detail}", (depth[layer.name], -0.56), ha="center", va="top", fontsize=9
-            )
-    axes.set_xlim(-0.4, max(depth.values()) + 0.4)
-    axes.set_ylim(-0.75, max(0.75, place[:, 1].max() + 0.1))
+            name = layer.name if len(layer.name) <= 22 else f"…{layer.name[-21:]}"
+            text = f"{name}\n{layer.size}{detail}"
+            axes.annotate(text, (x[0], min(low, -0.52) - 0.04), ha="center", va="top", fontsize=9)
+    axes.set_xlim(place[:, 0].min() - 0.4, place[:, 0].max() + 0.4)
+    axes.set_ylim(min(low, -0.52) - 0.25, max(0.75, place[:, 1].max() + 0.1))
