@@ -157,6 +157,13 @@ class NeuronFlow:
             self.vector("bias", bias, target)
         return Neurons.along((dim % len(value.shape),), target)
 
+    def matrix(self, weight: Value, source: IntArray, target: IntArray) -> None:
+        """Record a weight of shape ``(out, inputs)`` between nodes of these shapes."""
+        if weight.view is not None:
+            self.recorder.add_weight(weight.view.reshape(1, *weight.shape), source[None], target[None])
+        else:
+            self.recorder.hint(weight.parameters, source, target)
+
     def vector(self, role: str, value: Value, target: IntArray) -> None:
         """Record a parameter that acts on neurons one to one; ``target`` has its shape."""
         if value.view is not None:
