@@ -1,0 +1,1 @@
+"""Randomly initialised small models of published families, for the coverage table."""
