@@ -113,14 +113,22 @@ def test_random_mlps(widths: list[int], seed: int) -> None:
 
 
 def test_an_operator_without_a_rule_names_itself_and_its_module() -> None:
-    class Exponential(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.linalg.matrix_exp(x)
+    @torch.library.custom_op("weightspace_tests::unheard_of", mutates_args=())
+    def unheard_of(x: Tensor) -> Tensor:
+        return x.clone()
 
-    net = nn.Sequential(nn.Linear(4, 4), Exponential(), nn.Linear(4, 1))
-    with pytest.raises(UnsupportedModuleError, match=r"'aten.linalg_matrix_exp.default' in module '1' .*register_rule"):
+    unheard_of.register_fake(torch.empty_like)
+
+    class Unknown(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return unheard_of(x)
+
+    net = nn.Sequential(nn.Linear(4, 4), Unknown(), nn.Linear(4, 1))
+    with pytest.raises(
+        UnsupportedModuleError, match=r"'weightspace_tests.unheard_of.default' in module '1' .*register"
+    ):
         trace(net, torch.zeros(4, 4))
-    with_inputs_only = nn.Sequential(Exponential(), nn.Linear(4, 1))
+    with_inputs_only = nn.Sequential(Unknown(), nn.Linear(4, 1))
     assert trace(with_inputs_only, torch.zeros(4, 4)).weight_space().log_order == 0
 
 

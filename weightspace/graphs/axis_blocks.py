@@ -12,8 +12,9 @@ import numpy as np
 from weightspace.graphs.label_graph import Solution
 from weightspace.graphs.labels import IntArray
 from weightspace.graphs.propagation import ParameterLabels
+from weightspace.graphs.values import Component
 
-__all__ = ["FIXED", "GENERIC", "AxisPart", "axis_parts"]
+__all__ = ["FIXED", "GENERIC", "AxisPart", "axis_parts", "stack_slices"]
 
 FIXED = "fixed"
 GENERIC = "generic"
@@ -33,6 +34,22 @@ class AxisPart:
     positions: tuple[int, ...]
     sizes: tuple[int, ...]
     groups: tuple[str, ...]
+
+
+def stack_slices(p: ParameterLabels, solution: Solution) -> list[ParameterLabels] | None:
+    """The matrices of a stack whose orders have nothing to do with each other, one by one; ``None`` for others."""
+    joint = [c for c in p.components if len(c.dims) == 2 and c.dims[0] == 0]
+    if not joint or len(joint) < len(p.components):
+        return None
+    rows = [[tuple(g for g, _ in solution.coordinates[row[0]]) for row in c.labels] for c in joint]
+    if all(len(set(row)) == 1 for row in rows):
+        return None
+    return [
+        ParameterLabels(
+            p.name, p.shape[1:], p.view_shape[1:], tuple(Component((c.dims[1] - 1,), c.labels[k]) for c in joint)
+        )
+        for k in range(p.view_shape[0])
+    ]
 
 
 def axis_parts(p: ParameterLabels, solution: Solution, names: Mapping[int, str]) -> list[list[AxisPart]]:

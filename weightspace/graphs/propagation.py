@@ -18,6 +18,7 @@ from weightspace.graphs.labels import IntArray
 from weightspace.graphs.neuron_flow import NeuronFlow, module_path
 from weightspace.graphs.neurons import Neurons
 from weightspace.graphs.parameter_view import ParameterView
+from weightspace.graphs.stacked import in_stored_order, read_one_by_one, stacked_labels
 from weightspace.graphs.values import Component, Value, combine
 
 __all__ = ["ParameterLabels", "Propagation", "has_rule", "register_rule"]
@@ -83,6 +84,7 @@ class Propagation(NeuronFlow):
         super().__init__()
         self.constants = Constants()
         self.parameters: dict[str, ParameterLabels] = {}
+        self.sources: dict[str, Node] = {}
         self.values: dict[Node, Any] = {}
 
     # -- sources -------------------------------------------------------------------------------------------------
@@ -90,10 +92,15 @@ class Propagation(NeuronFlow):
     def add_parameter(self, node: Node, name: str, shape: tuple[int, ...], is_buffer: bool, alias: str | None) -> None:
         """A parameter or persistent buffer: every axis gets labels of its own; tied storage shares them."""
         if alias is not None:
+            self.sources.pop(alias, None)
             known = self.parameters[alias]
             self.values[node] = _whole(known.name, known.shape, known.components)
             return
-        components = tuple(Component((d,), self.labels.new(n)) for d, n in enumerate(shape) if n > 1)
+        if read_one_by_one(node):
+            components = stacked_labels(self.labels, shape)
+        else:
+            components = tuple(Component((d,), self.labels.new(n)) for d, n in enumerate(shape) if n > 1)
+            self.sources[name] = node
         self.parameters[name] = ParameterLabels(name, shape, shape, components, is_buffer)
         self.values[node] = _whole(name, shape, components)
 
@@ -207,6 +214,14 @@ class Propagation(NeuronFlow):
     def held_axes(self, shape: tuple[int, ...], dims: Sequence[int]) -> tuple[Component, ...]:
         """Fixed labels for these axes of a result."""
         return tuple(Component((d,), self.labels.fixed(shape[d])) for d in dims if shape[d] > 1)
+
+    def relabel(self, value: Value, components: tuple[Component, ...] | None) -> Value:
+        """A weight with other labels, if its own axes can be labelled so."""
+        stored = in_stored_order(components, value.view) if value.view and components else None
+        if stored is None or components is None or value.view is None:
+            return value
+        self.parameters[value.view.parameter] = replace(self.parameters[value.view.parameter], components=stored)
+        return replace(value, components=components)
 
     def elementwise(self, shape: tuple[int, ...], values: Sequence[Value]) -> tuple[Component, ...]:
         """Labels of a broadcast operation with this result shape."""

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from weightspace.errors import ShapeError, SpecError
-from weightspace.graphs.axis_blocks import axis_parts
+from weightspace.graphs.axis_blocks import FIXED, axis_parts, stack_slices
+from weightspace.graphs.canonical import Canonicaliser
 from weightspace.graphs.compaction import colour_by_axes, compact
 from weightspace.graphs.label_graph import LabelGraph, Solution, solve
 from weightspace.graphs.label_sampling import log_order, random_source
@@ -91,6 +92,7 @@ class WeightSpace:
         self.parameters = tuple(parameters)
         self.scaling = scaling or Scaling()
         self._given = dict(names or {})
+        self._canonicalisers: dict[tuple[str, ...], Canonicaliser] = {}
         self._graph = graph
         self._solution: Solution = solve(graph)
         self._names = self._name_groups()
@@ -175,6 +177,11 @@ class WeightSpace:
         """Class of every label of :attr:`parameters`; no symmetry exchanges labels of different classes."""
         return self._solution.cells
 
+    @cached_property
+    def coordinates(self) -> list[tuple[tuple[str, int], ...]]:
+        """Group and index in it for every label of :attr:`parameters`, outermost group first; none where it is held."""
+        return [tuple((self._names[g], i) for g, i in c) for c in self._solution.coordinates]
+
     # -- group action --------------------------------------------------------------------------------------------
 
     def random_permutation(self, generator: torch.Generator | int) -> NeuronPermutation:
@@ -240,6 +247,24 @@ class WeightSpace:
                 )
             moved[p.name] = g.act(tensor, p, batch_dims)
         return moved
+
+    def canonicalise(
+        self, weights: Mapping[str, Tensor], kinds: Sequence[str] = KINDS, batch_dims: int = 0
+    ) -> dict[str, Tensor]:
+        """One representative of all weights that differ by a group element; see :class:`Canonicaliser`.
+
+        Args:
+            weights: State dict, each tensor of shape ``(*batch, *parameter shape)``.
+            kinds: What to settle: scales, signs, sine phases, the order of neurons.
+            batch_dims: Leading axes; every network of a batch gets its own form.
+
+        Raises:
+            SpecError: a kind is unknown.
+            ShapeError: a parameter or buffer is missing or has another shape.
+        """
+        if tuple(kinds) not in self._canonicalisers:
+            self._canonicalisers[tuple(kinds)] = Canonicaliser(self, kinds)
+        return self._canonicalisers[tuple(kinds)](weights, batch_dims)
 
     def split(self, weights: Mapping[str, Tensor], batch_dims: int = 0) -> dict[str, Tensor]:
         """Values of every block, by block name, one neuron group per axis."""
@@ -316,17 +341,26 @@ class WeightSpace:
 
     def _blocks_of(self, p: ParameterLabels) -> list[Block]:
         base = ParameterView(p.name, p.shape).reshape(*p.view_shape)
-        parts = axis_parts(p, self._solution, self._names)
-        blocks = []
-        for combination in product(*parts):
+        slices = stack_slices(p, self._solution)
+        if slices is None:
+            cut = list(self._cut(base, 0, p))
+        else:
+            single = ((base.take(0, (k,)), q) for k, q in enumerate(slices))
+            cut = [(view, [1, *sizes], [FIXED, *axes]) for b, q in single for view, sizes, axes in self._cut(b, 1, q)]
+        names = [p.name] if len(cut) == 1 else [f"{p.name}:{k}" for k in range(len(cut))]
+        return [Block(n, v.reshape(*s), tuple(a)) for n, (v, s, a) in zip(names, cut, strict=True)]
+
+    def _cut(
+        self, base: ParameterView, first: int, p: ParameterLabels
+    ) -> Iterator[tuple[ParameterView, list[int], list[str]]]:
+        """Parts of a view, whose axes from ``first`` on are labelled by ``p``: view, sizes and groups of its axes."""
+        for combination in product(*axis_parts(p, self._solution, self._names)):
             view, sizes, axes = base, [], []
             for dim, part in enumerate(combination):
-                view = view.take(dim, part.positions)
+                view = view.take(first + dim, part.positions)
                 sizes += part.sizes
                 axes += part.groups
-            name = p.name if math.prod(map(len, parts)) == 1 else f"{p.name}:{len(blocks)}"
-            blocks.append(Block(name, view.reshape(*sizes), tuple(axes)))
-        return blocks
+            yield view, sizes, axes
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form; :meth:`from_json` inverts it."""

@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
 from weightspace.graphs.rules.linear import linear
+from weightspace.graphs.stacked import relabel_stack
 from weightspace.graphs.values import Value, combine, map_axes, reshape
 
 aten = torch.ops.aten
@@ -30,7 +31,7 @@ def contract(
     Axes of size 1 broadcast. ``shape`` is that of the result; ``roles`` name the operands in the parameter graph.
     """
     given = []
-    for value, letters in operands:
+    for value, letters in _with_stacks(p, node, operands, out):
         for letter in {c for c in letters if letters.count(c) > 1}:
             # A diagonal: its positions pair two axes of one tensor, which are held.
             repeated = [d for d, c in enumerate(letters) if c == letter]
@@ -41,6 +42,18 @@ def contract(
     result = Value(shape, components, neurons=p.product(node, operands, out, roles))
     p.note_labels(result)
     return result
+
+
+def _with_stacks(
+    p: Propagation, node: Node, operands: Sequence[tuple[Value, str]], out: str
+) -> Sequence[tuple[Value, str]]:
+    """The operands, with weights that stack matrices labelled by input index and output index."""
+    relabelled = list(operands)
+    for k, (value, letters) in enumerate(operands):
+        source = p.sources.get(value.view.parameter) if value.view else None
+        if source is not None:
+            relabelled[k] = p.relabel(value, relabel_stack(p.labels, source, node, operands, k, out)), letters
+    return relabelled
 
 
 def transposed(x: Value) -> Value:

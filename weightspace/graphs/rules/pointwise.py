@@ -14,6 +14,7 @@ from torch.fx import Node
 from weightspace.graphs.neuron_flow import carries, place_name
 from weightspace.graphs.neurons import Neurons
 from weightspace.graphs.propagation import LETTERS, Propagation, aligned, register_rule
+from weightspace.graphs.stacked import joint_as
 from weightspace.graphs.values import Value, combine
 
 aten = torch.ops.aten
@@ -27,8 +28,21 @@ def pointwise(p: Propagation, node: Node, *args: Any, **kwargs: Any) -> Value:
     """Any operator that torch tags as pointwise: operands broadcast, equal axes are tied."""
     shape = p.shape(node)
     operands = [a for a in (*args, *kwargs.values()) if isinstance(a, Value)]
+    operands = [_as_the_others(p, node, v, operands) for v in operands]
     components = p.elementwise(shape, operands)
     return Value(shape, components, neurons=_neurons(p, node, shape, operands, args))
+
+
+def _as_the_others(p: Propagation, node: Node, value: Value, operands: Sequence[Value]) -> Value:
+    """A weight with one entry per neuron of a stack, labelled jointly where the other operand is."""
+    source = p.sources.get(value.view.parameter) if value.view else None
+    for other in operands if source is not None else ():
+        shift = len(value.shape) - len(other.shape)
+        for component in other.components:
+            joint = [d + shift for d in component.dims if d + shift >= 0]
+            if source is not None and other is not value and len(component.dims) > 1:
+                value = p.relabel(value, joint_as(p.labels, value, source, node, joint))
+    return value
 
 
 @register_rule(

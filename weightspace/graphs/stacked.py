@@ -1,0 +1,120 @@
+"""Labels of weights that stack several matrices along an axis: experts, heads.
+
+A weight starts with independent labels on its axes, which gives all matrices of a stack one common order of neurons.
+Where a stack is read in one contraction, or matrix by matrix, every matrix may have an order of its own: an entry is
+then addressed by the index of its input and by the index of its output, both of which contain the place in the stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from weightspace.graphs.labels import Labels
+from weightspace.graphs.parameter_view import ParameterView
+from weightspace.graphs.values import Component, Value
+
+__all__ = ["in_stored_order", "joint_as", "read_one_by_one", "relabel_stack", "stacked_labels"]
+
+aten = torch.ops.aten
+
+
+def read_one_by_one(node: Node) -> bool:
+    """Whether a program only ever takes single positions of the first axis of a stack of matrices."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.ndim < 3:
+        return False
+    return bool(node.users) and all(
+        (user.target is aten.select.int and user.args[1] == 0)
+        or (user.target is aten.unbind.int and (len(user.args) < 2 or user.args[1] == 0))
+        for user in node.users
+    )
+
+
+def stacked_labels(labels: Labels, shape: Sequence[int]) -> tuple[Component, ...]:
+    """Labels over (place in the stack, axis) for every other axis."""
+    return tuple(
+        Component((0, d), labels.new(shape[0] * n).reshape(shape[0], n)) for d, n in enumerate(shape) if d and n > 1
+    )
+
+
+def relabel_stack(
+    labels: Labels, source: Node, user: Node, operands: Sequence[tuple[Value, str]], k: int, out: str
+) -> tuple[Component, ...] | None:
+    """Components of operand ``k`` of a contraction by input index and by output index; ``None`` to keep what it has.
+
+    Args:
+        labels: The pool.
+        source: Placeholder of the weight.
+        user: The contraction.
+        operands: Values and letters of all operands.
+        k: Which of them.
+        out: Letters of the result.
+    """
+    value, letters = operands[k]
+    elsewhere = {c for j, (_, named) in enumerate(operands) if j != k for c in named}
+    sizes = dict(zip(letters, value.shape, strict=True))
+    wide = [c for c in letters if sizes[c] > 1]
+    stack = [c for c in wide if c in out and c in elsewhere]
+    read = [c for c in wide if c not in out]
+    written = [c for c in wide if c in out and c not in elsewhere]
+    if len(set(letters)) < len(letters) or not read or (len(stack) + max(len(read), len(written)) < 2):
+        return None
+    if not _goes_only_to(source, user) or sum(v.view == value.view for v, _ in operands) > 1:
+        return None
+    components = []
+    for index in (stack + read, stack + written):
+        if index != stack:
+            dims = tuple(sorted(letters.index(c) for c in index))
+            shape = [value.shape[d] for d in dims]
+            components.append(Component(dims, labels.new(int(np.prod(shape))).reshape(shape)))
+    return tuple(components)
+
+
+def _goes_only_to(source: Node, user: Node) -> bool:
+    """Whether a weight reaches this operation, in one line of single uses, and nothing else."""
+    node = source
+    while node is not user:
+        if len(node.users) != 1:
+            return False
+        node = next(iter(node.users))
+    return True
+
+
+def joint_as(
+    labels: Labels, value: Value, source: Node, user: Node, joint: Sequence[int]
+) -> tuple[Component, ...] | None:
+    """Components of a weight that meets, position by position, a tensor labelled jointly over the axes ``joint``.
+
+    A bias per neuron of every matrix of a stack is one: its own axes would give all matrices one order.
+    """
+    mine = tuple(d for d in joint if value.shape[d] > 1)
+    if len(mine) < 2 or not _goes_only_to(source, user) or any(len(c.dims) > 1 for c in value.components):
+        return None
+    shape = [value.shape[d] for d in mine]
+    fresh = Component(mine, labels.new(int(np.prod(shape))).reshape(shape))
+    return (fresh, *(c for c in value.components if c.dims[0] not in mine))
+
+
+def in_stored_order(components: Sequence[Component], view: ParameterView) -> tuple[Component, ...] | None:
+    """Components of a view over the axes of the parameter itself; ``None`` where the view splits or joins axes."""
+    order = list(range(len(view.parameter_shape)))
+    shape = list(view.parameter_shape)
+    for step in view.steps:
+        if step[0] == "permute":
+            order, shape = [order[d] for d in step[1]], [shape[d] for d in step[1]]
+        elif step[0] == "reshape" and [n for n in shape if n > 1] == [n for n in step[1] if n > 1]:
+            wide = iter([axis for axis, n in zip(order, shape, strict=True) if n > 1])
+            shape = list(step[1])
+            order = [next(wide) if n > 1 else -1 for n in shape]
+        else:
+            return None
+    placed = []
+    for c in components:
+        dims = [order[d] for d in c.dims]
+        rank = sorted(range(len(dims)), key=dims.__getitem__)
+        placed.append(Component(tuple(dims[r] for r in rank), c.labels.transpose(rank)))
+    return tuple(placed)
