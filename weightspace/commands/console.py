@@ -1,7 +1,7 @@
 """What commands say on standard output: lines and small tables."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 __all__ = ["say", "text_table"]
 
@@ -12,8 +12,13 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under their names, the first one flush left, the others flush right.
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Columns under their names.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells.
+        left: Columns that are flush left, the others are flush right.
 
     Example:
         >>> print(text_table(["model", "test %"], [["operator", "93.9"], ["mlp", "12.1"]]))
@@ -24,7 +29,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        return "  ".join(cells).rstrip()
+        cells = zip(row, widths, strict=True)
+        return "  ".join(x.ljust(w) if k in left else x.rjust(w) for k, (x, w) in enumerate(cells)).rstrip()
 
     return "\n".join(line(row) for row in [header, *rows])

@@ -16,7 +16,7 @@ __all__ = ["Frame", "Line", "lay_out"]
 
 # Lengths in the unit of the page, one CSS pixel; a picture is scaled from it.
 CHARACTER, LINE, PADDING, GAP, ROW_GAP, HEADING = 6.4, 15.0, 9.0, 18.0, 26.0, 24.0
-_TURN, _PASSES = 8.0, 9
+TURN, PASSES = 8.0, 9  # width of a line that passes a row; sweeps over the rows
 
 
 @dataclass
@@ -62,7 +62,7 @@ def _frame(diagram: Diagram, box: Box, closed: Collection[str]) -> Frame:
         return Frame(box, max(map(len, text)) * CHARACTER + 2 * PADDING, len(text) * LINE + PADDING)
     plan = diagram.plan(box)
     inner = [_frame(diagram, child, closed) for child in box.children]
-    widths = np.array([inner[x.child].width if x.kind == "box" else _TURN for x in plan.items])
+    widths = np.array([inner[x.child].width if x.kind == "box" else TURN for x in plan.items])
     centres = _centres(plan, inner, widths)
     is_root = box is diagram.root
     side, head = (0.0, 0.0) if is_root else (PADDING, HEADING)
@@ -126,7 +126,7 @@ def _centres(plan: Plan, inner: Sequence[Frame], widths: np.ndarray) -> np.ndarr
         shift = _attach(plan.items[a], inner, u, True) - _attach(plan.items[b], inner, u, False)
         near[True][b].append((a, shift))
         near[False][a].append((b, -shift))
-    for sweep in range(_PASSES):
+    for sweep in range(PASSES):
         downward = sweep % 2 == 0
         for row in plan.rows if downward else plan.rows[::-1]:
             wanted = np.array([_wanted(k, plan, near[downward][k], centres) for k in row])

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from weightspace.graphs.block_layout import BlockLayout
     from weightspace.graphs.operator_graph import OperatorGraph
 
-__all__ = ["FAMILY_COLOURS", "draw", "draw_operators"]
+__all__ = ["FAMILY_COLOURS", "KIND_COLOURS", "draw", "draw_operators"]
 
-# Okabe-Ito colours: told apart under the common colour-vision deficiencies.
-_COLOURS = {
+#: Colour of a node by its kind, Okabe-Ito: told apart under the common colour-vision deficiencies.
+KIND_COLOURS = {
     **{"input": "#0072B2", "hidden": "#999999", "output": "#D55E00", "bias": "#009E73", "norm": "#CC79A7"},
     **{"position": "#56B4E9", "constant": "#22272E", "parameter": "#E69F00"},
 }
@@ -58,7 +58,7 @@ def draw(graph: ParameterGraph, *, max_edges: int = 5000, title: str | None = No
     axes.set_axis_off()
     axes.set_title(title)
     handles = [
-        axes.scatter([], [], s=40, color=_COLOURS[kind], label=kind)
+        axes.scatter([], [], s=40, color=KIND_COLOURS[kind], label=kind)
         for kind in dict.fromkeys(layer.kind for layer in layout.layers)
     ]
     handles += [axes.plot([], [], color=c, label=s)[0] for c, s in _SIGNS]
@@ -178,7 +178,7 @@ def _draw_neurons(axes: Axes, graph: ParameterGraph) -> None:
     for layer in layout.layers:
         start = layout.starts[layer.name]
         x, y = place[start : start + layer.size].T
-        axes.scatter(x, y, s=30, color=_COLOURS[layer.kind], edgecolors="white", linewidths=0.5, zorder=3)
+        axes.scatter(x, y, s=30, color=KIND_COLOURS[layer.kind], edgecolors="white", linewidths=0.5, zorder=3)
         if layer.kind in ("input", "hidden", "output"):
             detail = "" if layer.activation == "identity" else f"\n{layer.activation}"
             name = layer.name if len(layer.name) <= 22 else f"…{layer.name[-21:]}"
