@@ -47,6 +47,7 @@ def build_layout(
     recorder = propagation.recorder
     for name, _ in shapes:
         _connect_rest(recorder, propagation.parameters[name])
+    recorder.tie_resumed()
     final = {int(k) for n in outputs for k in np.unique(recorder.owner[n.ids])}
     roots = recorder.roots()
     held = propagation.labels.is_fixed(np.maximum(roots, 0)) & (roots >= 0)

@@ -56,6 +56,7 @@ class LayoutRecorder:
         self._taken: set[str] = set()
         self._inputs: dict[tuple[tuple[str, ...], int], IntArray] = {}
         self._hints: dict[str, list[IntArray]] = {}
+        self._resumed: list[IntArray] = []
 
     # -- nodes ---------------------------------------------------------------------------------------------------
 
@@ -163,8 +164,23 @@ class LayoutRecorder:
             kind = "position" if self._pool.is_fixed(values).all() else "hidden"
             fresh = self.add_layer(name, len(values), kind)
             self.label(fresh, values)
+            self._resumed.append(fresh)
             nodes[missing] = fresh[inverse.reshape(-1)]
         return nodes
+
+    def tie_resumed(self) -> None:
+        """Tie nodes that were made for a label to another node of that label, where there is one by now."""
+        if not self._resumed:
+            return
+        roots = self.roots()
+        resumed = np.zeros(len(roots), bool)
+        resumed[np.concatenate(self._resumed)] = True
+        usable = np.flatnonzero(roots >= 0)
+        usable = usable[~self._pool.is_fixed(roots[usable])]
+        usable = usable[np.argsort(resumed[usable], kind="stable")]
+        values, first = np.unique(roots[usable], return_index=True)
+        mine = usable[resumed[usable]]
+        self.tie("same", usable[first[np.searchsorted(values, roots[mine])]], mine)
 
     # -- parameter-free edges ------------------------------------------------------------------------------------
 

@@ -157,6 +157,16 @@ class NeuronFlow:
             self.vector("bias", bias, target)
         return Neurons.along((dim % len(value.shape),), target)
 
+    def looked_up(self, node: Node, table: Value, index: Value, rank: int) -> Neurons | None:
+        """Neurons along the last axis of rows of a table (of this rank): a weight whose inputs are the entries."""
+        if index.origin != "activation" or table.view is None:
+            return None
+        entries, features = table.shape
+        source = np.broadcast_to(self.recorder.input_neurons(index.inputs, entries, 0).ids, (entries,))
+        target = self.recorder.add_layer(table.view.parameter.removesuffix(".weight"), features, "hidden", node.name)
+        self.recorder.add_weight(table.view.permute(1, 0).reshape(1, features, entries), source[None], target[None])
+        return Neurons.along((rank - 1,), target)
+
     def matrix(self, weight: Value, source: IntArray, target: IntArray) -> None:
         """Record a weight of shape ``(out, inputs)`` between nodes of these shapes."""
         if weight.view is not None:

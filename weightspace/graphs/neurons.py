@@ -36,7 +36,7 @@ class Neurons:
 
     def moved(self, dims: tuple[int, ...], ids: IntArray) -> Neurons:
         """The same nodes along other axes."""
-        keep = [k for k in range(ids.ndim) if ids.shape[k] > 1]
+        keep = [k for k in range(ids.ndim) if ids.shape[k] != 1]
         return replace(self, dims=tuple(dims[k] for k in keep), ids=ids.reshape([ids.shape[k] for k in keep]))
 
     def then(self, operation: str) -> Neurons:

@@ -26,7 +26,8 @@ def embedding(p: Propagation, node: Node, table: Value, index: Value, *_: Any, *
     """``y[..., f] = table[index[...], f]``: entries are held, features pass."""
     letters = LETTERS[: len(index.shape)]
     operands = [(index.components, letters), (p.hold(table, [0]), "ZY")]
-    return Value(p.shape(node), combine(p.labels, operands, letters + "Y"))
+    components = combine(p.labels, operands, letters + "Y")
+    return Value(p.shape(node), components, neurons=p.looked_up(node, table, index, len(p.shape(node))))
 
 
 @register_rule(aten.embedding_bag.padding_idx, aten.embedding_bag.default, aten._embedding_bag.default)
@@ -37,7 +38,7 @@ def embedding_bag(p: Propagation, node: Node, table: Value, *others: Any, **opti
             p.hold(value, range(len(value.shape)))
     features = tuple(Component((1,), c.labels) for c in p.hold(table, [0]))
     shape = p.shape(node, 0)
-    bags = Value(shape, features + p.held_axes(shape, [0]))
+    bags = Value(shape, features + p.held_axes(shape, [0]), neurons=p.looked_up(node, table, others[0], 2))
     return bags, *(p.held(tuple(m.shape)) for m in node.meta["val"][1:])
 
 

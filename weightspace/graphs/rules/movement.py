@@ -115,7 +115,7 @@ def without_single(x: Value) -> Value:
     components = []
     for c in x.components:
         keep = [k for k in range(c.labels.ndim) if c.labels.shape[k] > 1]
-        if keep:
+        if keep and c.labels.size:
             components.append(
                 Component(tuple(c.dims[k] for k in keep), c.labels.reshape([c.labels.shape[k] for k in keep]))
             )
