@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from weightspace.errors import SpecError
 from weightspace.graphs.labels import IntArray
 from weightspace.graphs.neuron_permutation import NeuronPermutation
-from weightspace.graphs.weight_space import WeightSpace
 
-__all__ = ["GroupCoordinates"]
+__all__ = ["GroupCoordinates", "Grouped"]
+
+
+class Grouped(Protocol):
+    """What is translated: labels with coordinates in groups. A ``WeightSpace`` is one."""
+
+    @property
+    def groups(self) -> Mapping[str, Any]:
+        """The groups, by name."""
+        ...
+
+    @property
+    def label_classes(self) -> IntArray:
+        """Class of every label that the symmetry group can send it to."""
+        ...
+
+    @property
+    def coordinates(self) -> Sequence[tuple[tuple[str, int], ...]]:
+        """Name of group and index in it for every label, outermost group first."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,15 +60,14 @@ class GroupCoordinates:
         ancestors: For every permutable group, the groups it is nested in, outermost first.
     """
 
-    def __init__(self, space: WeightSpace) -> None:
+    def __init__(self, space: Grouped) -> None:
         self._groups = {g.name: g for g in space.groups.values() if g.kind == "permutable"}
         self.ancestors = {name: self._ancestors(name) for name in self._groups}
-        solution, names = space._solution, space._names
-        self._size = len(solution.coordinates)
-        _, cells = np.unique(solution.cells, return_inverse=True)
+        self._size = len(space.coordinates)
+        _, cells = np.unique(space.label_classes, return_inverse=True)
         found: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
-        for node, coordinates in enumerate(solution.coordinates):
-            key = tuple(names[g] for g, _ in coordinates)
+        for node, coordinates in enumerate(space.coordinates):
+            key = tuple(name for name, _ in coordinates)
             if key and all(name in self._groups for name in key):
                 found.setdefault(key, []).append((node, *(i for _, i in coordinates)))
         self._chains = [
