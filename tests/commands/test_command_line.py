@@ -52,6 +52,9 @@ def _is_one_sentence(err):
         (["graph", "torch.nn.Linear", "--input", "1,3"], "package.module:name"),
         (["graph", "torch.nn:Linear(3, 8)"], "--input 1,3,32,32"),
         (["graph", "torch.nn:Linear(3, 8)", "--input", "1,4"], "Linear"),
+        (["graph", "torch.nn:Linear(3, 8)", "--input", "ids:1,4"], "int:1,16@50257"),
+        (["graph", "torch.nn:Linear(3, 8)", "--input", "1,3", "--output", "logits"], "--output logits"),
+        (["graph", "nets.py:Net", "--input", "1,3"], "There is no file 'nets.py'"),
         (["sing"], "sing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -94,7 +97,9 @@ def test_graph_prints_checks_and_draws(run, tmp_path):
         "graph", "weightspace.zoo.recipes.inr:Siren((2, 8, 8, 1))", "--input", "5,2", "--draw", str(target)
     )
     assert (code, err) == (0, "")
-    assert "WeightSpace(6 tensors" in out
+    # a sine network of widths 2, 8, 8, 1: (8!)^2 orders, 2 ln 8! = 21.2092
+    assert "6 tensors, 105 scalars, 2 neuron groups that move, log order 21.2092" in out
+    assert "layers.0.weight[0] layers.0.bias[0] layers.1.weight[1]" in out
     assert "Verification(passed" in out
     assert target.read_bytes().startswith(b"\x89PNG")
 

@@ -14,6 +14,7 @@ from weightspace.graphs.neuron_places import bends, neuron_places
 __all__ = ["page_content"]
 
 _OPEN_BOXES = 60
+_SIGN = 14.0  # room for the plus or minus in front of the name of a module
 
 
 def page_content(
@@ -50,7 +51,7 @@ def page_content(
         "lengths": {
             name.lower(): getattr(diagram_layout, name)
             for name in ("CHARACTER", "LINE", "PADDING", "GAP", "ROW_GAP", "HEADING", "TURN", "PASSES")
-        },
+        } | {"sign": _SIGN},
     }  # fmt: skip
 
 
