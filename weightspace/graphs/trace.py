@@ -163,15 +163,23 @@ class Trace:
         """
         return read_operations(self._runner, self._aliases, self.example_weights, movement)
 
-    def verify(self, trials: int = 3, seed: int = 0) -> Verification:
-        """Check the weight space against the traced function in float64, on random weights and inputs."""
-        return self._verify(trials, seed)
+    def verify(self, trials: int = 3, seed: int = 0, kinds: Sequence[str] | None = None) -> Verification:
+        """Check the weight space against the traced function in float64, on random weights and inputs.
 
-    def _verify(self, trials: int, seed: int) -> Verification:
+        Args:
+            trials: Number of random group elements.
+            seed: Of everything random.
+            kinds: Kinds of symmetry to try, all there are by default.
+        """
+        return self._verify(trials, seed, kinds)
+
+    def _verify(self, trials: int, seed: int, kinds: Sequence[str] | None = None) -> Verification:
         def run(weights: Mapping[str, Tensor], *leaves: Any) -> Any:
             return self._runner(self._complete(weights), leaves)[0]
 
-        return verify_symmetry(self._weight_space, run, self.example_weights, self._inputs, trials=trials, seed=seed)
+        return verify_symmetry(
+            self._weight_space, run, self.example_weights, self._inputs, trials=trials, seed=seed, kinds=kinds
+        )
 
     # -- the function --------------------------------------------------------------------------------------------
 
