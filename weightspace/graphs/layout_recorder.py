@@ -169,7 +169,10 @@ class LayoutRecorder:
         return nodes
 
     def tie_resumed(self) -> None:
-        """Tie nodes that were made for a label to another node of that label, where there is one by now."""
+        """Tie nodes that were made for a label to another node of that label, where there is one by now.
+
+        Those made for a product label are tied to nodes of its factors, too.
+        """
         if not self._resumed:
             return
         roots = self.roots()
@@ -181,6 +184,11 @@ class LayoutRecorder:
         values, first = np.unique(roots[usable], return_index=True)
         mine = usable[resumed[usable]]
         self.tie("same", usable[first[np.searchsorted(values, roots[mine])]], mine)
+        products = mine[self._pool.factors(roots[mine])[:, 0] >= 0]
+        for side in (0, 1) if len(products) else ():
+            factors = self._pool.factor(roots[products], side)
+            if factors is not None:
+                self.tie("same", self.known(factors), products)
 
     # -- parameter-free edges ------------------------------------------------------------------------------------
 

@@ -307,14 +307,19 @@ def stack(p: Propagation, node: Node, parts: Sequence[Value], dim: int = 0) -> V
         components.append(Component((dim,), p.labels.fixed(len(parts))))
     letters = LETTERS[: len(shape)]
     stacked = combine(p.labels, [(components, letters)], letters)
-    return without_single(Value(shape, stacked, neurons=_stack_neurons(p, node, lifted, dim)))
+    apart = any(dim in c.dims and len(c.dims) > 1 for c in components)
+    return without_single(Value(shape, stacked, neurons=_stack_neurons(p, node, lifted, dim, apart)))
 
 
-def _stack_neurons(p: Propagation, node: Node, parts: Sequence[Value], dim: int) -> Neurons | None:
-    """Each part keeps its own nodes; ``parts`` have size 1 along ``dim``."""
+def _stack_neurons(p: Propagation, node: Node, parts: Sequence[Value], dim: int, apart: bool) -> Neurons | None:
+    """Parts that may move apart keep their own nodes; ``parts`` have size 1 along ``dim``."""
     if not any(x.neurons is not None for x in parts):
         return None
     neurons = _known(p, node, parts, dim)
+    if not apart and all(n.dims == neurons[0].dims != () for n in neurons):
+        if any(not np.array_equal(n.ids, neurons[0].ids) for n in neurons):
+            return p.recorder.join(place_name(node), [("residual", n) for n in neurons], parts[0].shape)
+        return neurons[0]
     for n in neurons:
         p.recorder.read(n)
     dims = tuple(sorted({dim}.union(*(n.dims for n in neurons))))

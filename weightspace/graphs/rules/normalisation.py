@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Node
 
+from weightspace.graphs.neuron_flow import place_name
 from weightspace.graphs.neurons import Neurons
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule, unflattened
 from weightspace.graphs.values import Value, combine
@@ -96,6 +98,10 @@ def group_norm(
     if channels is not None and 1 < groups < out.shape[1]:
         labels = p.labels.project(channels.labels, (channels.dims.index(1),))
         p.labels.project(unflattened(labels, groups), (0,))
+        if out.neurons is not None and out.neurons.dims == (1,):
+            members = unflattened(out.neurons.ids, groups)
+            statistics = p.recorder.add_layer(f"{place_name(node)}.groups", groups, "hidden")
+            p.recorder.tie("statistics", members, np.broadcast_to(statistics[:, None], members.shape))
     return out
 
 

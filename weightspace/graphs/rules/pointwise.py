@@ -116,8 +116,8 @@ def _join(
     dims = known.dims if neurons is None or second is None else max(neurons.dims, second.dims, key=len)
     if len(dims) == 1:
         lead = len(shape) - len(first.shape), len(shape) - len(other.shape)
-        neurons = neurons or p.neurons_of(first, dims[0] - lead[0])
-        second = second or p.neurons_of(other, dims[0] - lead[1])
+        neurons = neurons or _told_apart(p, first, dims[0] - lead[0])
+        second = second or _told_apart(p, other, dims[0] - lead[1])
     if neurons is None or second is None:
         return known
     if neurons.dims == second.dims and np.array_equal(neurons.ids, second.ids):
@@ -127,6 +127,13 @@ def _join(
     else:
         roles = ("product", "product") if node.target is aten.mul.Tensor else ("left", "right")
     return p.recorder.join(place_name(node), list(zip(roles, (neurons, second), strict=True)), shape)
+
+
+def _told_apart(p: Propagation, value: Value, dim: int) -> Neurons | None:
+    """Nodes along an axis of a value without known ones, unless its values are all the same there (a first state)."""
+    if value.component_of(dim) is None and value.shape[dim] > 1:
+        return None
+    return p.neurons_of(value, dim)
 
 
 def _with_parameter(
