@@ -95,7 +95,7 @@ def take(p: Propagation, x: Value, dim: int, index: IntArray, marked: bool = Tru
                 p.labels.mark(labels)
             c = Component(c.dims, labels)
         components.append(c)
-    neurons = x.neurons
+    neurons = x.neurons if len(index) else None
     if neurons is not None and dim in neurons.dims:
         neurons = neurons.moved(neurons.dims, np.take(neurons.ids, index, axis=neurons.dims.index(dim)))
     shape = (*x.shape[:dim], len(index), *x.shape[dim + 1 :])
