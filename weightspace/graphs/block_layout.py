@@ -21,10 +21,16 @@ from torch import Tensor
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs.parameter_view import ParameterView
 
-__all__ = ["KINDS", "BlockLayout", "EdgeBlock", "NodeLayer"]
+__all__ = ["KINDS", "ROLES", "BlockLayout", "EdgeBlock", "NodeLayer"]
 
 KINDS = ("input", "hidden", "output", "bias", "norm", "position", "constant", "parameter")
 """Kinds of node layers; docs/parameter_graph.md says what each is."""
+
+ROLES = (
+    "weight", "bias", "norm_scale", "norm_shift", "norm_mean", "norm_variance", "parameter", "residual", "product",
+    "left", "right", "query", "key", "score", "value", "link", "gate", "state", "statistics", "same", "shared",
+)  # fmt: skip
+"""Roles of edge blocks; docs/parameter_graph.md says what each is."""
 
 Nodes = tuple[int, ...] | range
 

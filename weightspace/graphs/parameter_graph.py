@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -11,8 +12,19 @@ from torch_geometric.data import Data
 
 from weightspace.errors import ShapeError
 from weightspace.graphs.block_layout import KINDS, BlockLayout, EdgeBlock, NodeLayer, Nodes
+from weightspace.graphs.graph_features import edge_features, node_features
 
-__all__ = ["KINDS", "ParameterGraph"]
+__all__ = ["KINDS", "EdgeChunk", "ParameterGraph", "edge_chunks"]
+
+
+@dataclass(frozen=True)
+class EdgeChunk:
+    """Some edges of one block, in the order of its view."""
+
+    block: int
+    edge_index: Tensor  # shape: (2, E)
+    edge_value: Tensor  # shape: (E,)
+    edge_position: Tensor  # shape: (E,)
 
 
 class ParameterGraph(Data):
@@ -70,6 +82,18 @@ class ParameterGraph(Data):
         graph.layout = layout
         return graph
 
+    def features(self) -> Data:
+        """The graph as any PyG model takes it: ``x``, ``edge_index`` and ``edge_attr``, without a layout.
+
+        ``x`` has the columns :data:`NODE_COLUMNS`, ``edge_attr`` the columns :data:`EDGE_COLUMNS`, the same for every
+        architecture.
+        """
+        layout: BlockLayout = self.layout
+        value = cast(Tensor, self.edge_value)
+        x = node_features(layout, self.node_layer, self.node_index).to(value)
+        edge_attr = edge_features(layout, self.edge_block, self.edge_position, value)
+        return Data(x=x, edge_index=self.edges(), edge_attr=edge_attr)
+
     def edges(self) -> Tensor:
         """``edge_index`` of a graph that has one; int64, shape ``(2, E)``."""
         return cast(Tensor, self.edge_index)
@@ -90,6 +114,36 @@ class ParameterGraph(Data):
             return layout.join([p.reshape(b.shape) for b, p in zip(layout.blocks, parts, strict=True)], batch_dims=0)
         blocks = [p.T.reshape(-1, *b.shape) for b, p in zip(layout.blocks, parts, strict=True)]
         return {name: t.movedim(0, -1) for name, t in layout.join(blocks, batch_dims=1).items()}
+
+
+def edge_chunks(layout: BlockLayout, weights: Mapping[str, Tensor], size: int = 1 << 20) -> Iterator[EdgeChunk]:
+    """The edges of :meth:`ParameterGraph.from_weights`, in the same order, a bounded number at a time.
+
+    Args:
+        layout: Of the architecture.
+        weights: State dict of one network.
+        size: Most edges in a chunk.
+
+    Raises:
+        ShapeError: ``size`` is no positive number.
+    """
+    if size < 1:
+        raise ShapeError(f"'size' of edge_chunks must be at least 1 edge (got {size}).")
+    reference = next(iter(weights.values()))
+    for number, block in enumerate(layout.blocks):
+        source = _nodes(layout, block.source, block.source_nodes)
+        target = _nodes(layout, block.target, block.target_nodes)
+        values = block.view and block.view.apply(weights[block.view.parameter])
+        for start in range(0, block.numel, size):
+            edge = torch.arange(start, min(start + size, block.numel))
+            position = edge % block.positions
+            row, inputs = edge // (block.positions * block.inputs), edge // block.positions % block.inputs
+            ends = torch.stack([source[row // block.out * block.inputs + inputs], target[row]])
+            if values is None:
+                value = torch.ones(len(edge), dtype=reference.dtype, device=reference.device)
+            else:
+                value = values[row // block.out, row % block.out, inputs, position]
+            yield EdgeChunk(number, ends, value, position)
 
 
 def _edge_index(layout: BlockLayout, block: EdgeBlock) -> Tensor:
