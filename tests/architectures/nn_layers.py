@@ -7,6 +7,7 @@ logarithm of the order of the symmetry group by hand; ``LEFT_OUT`` says why a cl
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -123,12 +124,11 @@ def loss(layer: Callable[[], nn.Module], before: Callable[[Tensor], Tensor] = la
     )  # fmt: skip
 
 
-def plane_loss() -> nn.Module:
-    """A loss per pixel."""
-    return Calls(
-        lambda m, x, target: m.loss(m.last(torch.tanh(m.first(x))).log_softmax(1), target),
-        first=nn.Conv2d(2, 6, 1), last=nn.Conv2d(6, 4, 1), loss=nn.NLLLoss2d(torch.ones(4)),
-    )  # fmt: skip
+def old_weight_norm(layer: nn.Module) -> nn.Module:
+    """The form by hooks, which many published models still have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return weight_norm(layer)
 
 
 def encoder_layer() -> nn.Module:
@@ -153,7 +153,7 @@ HEADS = attention(2, 4)
 GROUPED = math.log(2) + 2 * log_factorial(3, 2)
 TARGETS = torch.tensor([[0.0, 1, 0, 1]] * 5)
 
-NN_LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], float]] = {
+NN_LAYERS: dict[str, Row] = {
     # a symmetric group per layer of neurons
     "Linear": (dense(lambda: nn.Linear(6, 5), 5), (ROWS,), log_factorial(6, 5)),
     "Bilinear": (
@@ -228,23 +228,25 @@ NN_LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], float]] 
         attending(add_bias_kv=True, add_zero_attn=True), (SEQUENCE,), HEADS + log_factorial(8, 8),
     ),
     "MultiheadAttention (three widths)": (cross_attending, (SEQUENCE,), HEADS + log_factorial(8, 6, 5, 8)),
-    # one stream, heads, hidden neurons; a decoder layer has two attentions and reads a second stream
+    # one stream, heads, hidden neurons; a decoder layer has two attentions and reads a second stream, which has the
+    # order of its own: one axis of the fused projection reads both
     "TransformerEncoderLayer": (streams(encoder_layer, False), (BATCH_FIRST,), HEADS + log_factorial(8, 6)),
     "TransformerEncoderLayer (norm first, gelu)": (
         streams(lambda: nn.TransformerEncoderLayer(8, 2, 6, activation="gelu", norm_first=True), False),
         (SEQUENCE,), HEADS + log_factorial(8, 6),
     ),
-    "TransformerDecoderLayer": (streams(decoder_layer, True), (BATCH_FIRST,), 2 * HEADS + log_factorial(8, 8, 6)),
+    "TransformerDecoderLayer": (streams(decoder_layer, True), (BATCH_FIRST,), 2 * HEADS + log_factorial(8, 6)),
     "TransformerEncoder": (
         streams(lambda: nn.TransformerEncoder(encoder_layer(), 2, nn.LayerNorm(8)), False),
         (BATCH_FIRST,), 2 * HEADS + log_factorial(8, 6, 6),
     ),
     "TransformerDecoder": (
         streams(lambda: nn.TransformerDecoder(decoder_layer(), 2), True),
-        (BATCH_FIRST,), 4 * HEADS + log_factorial(8, 8, 6, 6),
+        (BATCH_FIRST,), 4 * HEADS + log_factorial(8, 6, 6),
     ),
     "Transformer": (
-        streams(lambda: nn.Transformer(8, 2, 1, 1, 6), True), (SEQUENCE,), 3 * HEADS + log_factorial(8, 8, 6, 6),
+        streams(lambda: nn.Transformer(8, 2, 1, 1, 6, batch_first=True), True),
+        (BATCH_FIRST,), 3 * HEADS + log_factorial(8, 6, 6),
     ),
     # inputs, and the hidden neurons of the two clusters of rare classes
     "AdaptiveLogSoftmaxWithLoss": (classes_by_frequency, (ROWS,), log_factorial(8, 4, 2)),
@@ -257,7 +259,6 @@ NN_LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], float]] 
     ),
     "CrossEntropyLoss": (loss(lambda: nn.CrossEntropyLoss(torch.ones(4), label_smoothing=0.1)), (ROWS, CLASSES), SIX),
     "NLLLoss": (loss(lambda: nn.NLLLoss(torch.ones(4)), lambda x: x.log_softmax(1)), (ROWS, CLASSES), SIX),
-    "NLLLoss2d": (plane_loss, (*images(2), torch.ones(2, 4, 4, dtype=torch.long)), SIX),
     "MultiMarginLoss": (loss(lambda: nn.MultiMarginLoss(weight=torch.ones(4))), (ROWS, CLASSES), SIX),
     "BCELoss": (loss(lambda: nn.BCELoss(torch.ones(4)), torch.sigmoid), (ROWS, TARGETS), SIX),
     "BCEWithLogitsLoss": (
@@ -272,7 +273,7 @@ NN_LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], float]] 
         dense(lambda: parametrizations.weight_norm(nn.Linear(6, 5), dim=None), 5), (ROWS,), log_factorial(6, 5),
     ),
     "Conv2d (weight norm by hooks)": (
-        spatial(2, lambda: weight_norm(nn.Conv2d(6, 5, 3)), 5), images(2), log_factorial(6, 5),
+        spatial(2, lambda: old_weight_norm(nn.Conv2d(6, 5, 3)), 5), images(2), log_factorial(6, 5),
     ),
     "Linear (spectral norm)": (
         dense(lambda: parametrizations.spectral_norm(nn.Linear(6, 5)), 5), (ROWS,), log_factorial(6, 5),
@@ -305,6 +306,7 @@ LEFT_OUT: dict[str, str] = {
     "Module": "abstract",
     "RNNBase": "abstract",
     "RNNCellBase": "abstract",
+    "NLLLoss2d": "an old name of NLLLoss",
     "ParameterDict": "a container: what its parameters do is written elsewhere",
     "ParameterList": "a container: what its parameters do is written elsewhere",
     "FractionalMaxPool2d": "pools at random places; no function of weights and inputs",
