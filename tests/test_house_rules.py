@@ -28,7 +28,12 @@ MAY_IMPORT = {
     "testing": {"errors", "graphs"},
 }
 EXTRAS = {"cyclopts", "matplotlib", "jinja2"}
-MAY_IMPORT_EXTRAS = ("weightspace/commands/", "weightspace/graphs/drawing.py", "weightspace/zoo/report.py")
+MAY_IMPORT_EXTRAS = (
+    "weightspace/commands/",
+    "weightspace/graphs/drawing.py",
+    "weightspace/graphs/merging.py",
+    "weightspace/zoo/report.py",
+)
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint", "input"}
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # Asks whether an exception can cross from a worker to its parent, as multiprocessing will send it; no data is read.

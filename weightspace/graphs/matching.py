@@ -129,7 +129,7 @@ def descend(
     progress: bool = False,
 ) -> Match:
     """Coordinate descent on any blocks over the groups of a weight space, from one or more starts."""
-    branches = _branches(space)
+    branches = branches_of(space)
     batch = len(blocks[0].a) if blocks else 1
     device = blocks[0].a.device if blocks else torch.device("cpu")
     narrow = all(block.a.dtype != torch.float64 for block in blocks)
@@ -149,10 +149,15 @@ def descend(
                 break
         best = _better(best, (history[-1], descent.sources, torch.stack(history), descent.settled()))
     assert best is not None
-    coordinates = GroupCoordinates(space)
-    sources = {name: s.cpu().numpy() for name, s in best[1].items()}
-    elements = [coordinates.element({name: s[k] for name, s in sources.items()}) for k in range(batch)]
-    return Match(space, tuple(elements), best[2].cpu(), best[3].cpu())
+    return match_of(space, best[1], best[2], best[3])
+
+
+def match_of(space: WeightSpace, sources: Mapping[str, Tensor], history: Tensor, converged: Tensor) -> Match:
+    """A match from permutations group by group, each of shape ``(N, *sizes of outer groups, size)``."""
+    coordinates = GroupCoordinates(space)  # pyright: ignore[reportArgumentType] (a cached property is not seen as one)
+    arrays = {name: s.cpu().numpy() for name, s in sources.items()}
+    elements = [coordinates.element({name: s[k] for name, s in arrays.items()}) for k in range(len(converged))]
+    return Match(space, tuple(elements), history.cpu(), converged.cpu())
 
 
 _Attempt = tuple[Tensor, dict[str, Tensor], Tensor, Tensor]
@@ -228,10 +233,10 @@ def match_to_mean(
 # -- from a weight space to blocks and groups --------------------------------------------------------------------------
 
 
-def _branches(space: WeightSpace, parent: str | None = None) -> tuple[Branch, ...]:
+def branches_of(space: WeightSpace, parent: str | None = None) -> tuple[Branch, ...]:
     """The permutable groups of a weight space as a forest, in its order."""
     return tuple(
-        Branch(g.name, g.size, _branches(space, g.name))
+        Branch(g.name, g.size, branches_of(space, g.name))
         for g in space.groups.values()
         if g.kind == "permutable" and g.parent == parent
     )
@@ -288,7 +293,7 @@ def _paired_blocks(
         if missing:
             raise ShapeError(f"The {which} state dict lacks {missing}. Was it saved from another architecture?")
     scales: dict[str, Tensor] = {}
-    movable = {name for branch in _branches(space) for name in branch.shapes()}
+    movable = {name for branch in branches_of(space) for name in branch.shapes()}
     paired = []
     for block in space.blocks:
         name = block.view.parameter

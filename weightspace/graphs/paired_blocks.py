@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Axis", "PairedBlock", "contract", "gather_axes", "with_sorted_axes"]
+__all__ = ["Axis", "PairedBlock", "contract", "gather_axes", "outer_axes", "with_sorted_axes"]
 
 _SORTED = 2**24  # scalars sorted at a time
 
@@ -131,7 +131,7 @@ def gather_axes(tensor: Tensor, axes: Sequence[Axis], moves: Mapping[str, Tensor
         axes: One for each axis behind the batch.
         moves: By group, of shape ``(N, *sizes of its outer groups, size)``; groups left out stay.
     """
-    outer = {k: _outer(axes, k) for k in range(len(axes))}
+    outer = {k: outer_axes(axes, k) for k in range(len(axes))}
     for k in sorted(outer, key=lambda k: len(outer[k])):
         move = moves.get(axes[k].group or "")
         if move is None:
@@ -147,7 +147,7 @@ def gather_axes(tensor: Tensor, axes: Sequence[Axis], moves: Mapping[str, Tensor
     return tensor
 
 
-def _outer(axes: Sequence[Axis], axis: int) -> list[int]:
+def outer_axes(axes: Sequence[Axis], axis: int) -> list[int]:
     """Axes that an axis is nested in, outermost first."""
     parent = axes[axis].parent
-    return [] if parent is None else [*_outer(axes, parent), parent]
+    return [] if parent is None else [*outer_axes(axes, parent), parent]
