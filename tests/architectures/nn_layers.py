@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -131,11 +131,11 @@ def old_weight_norm(layer: nn.Module) -> nn.Module:
         return weight_norm(layer)
 
 
-def encoder_layer() -> nn.Module:
+def encoder_layer() -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(8, 2, 6, batch_first=True)
 
 
-def decoder_layer() -> nn.Module:
+def decoder_layer() -> nn.TransformerDecoderLayer:
     return nn.TransformerDecoderLayer(8, 2, 6, batch_first=True)
 
 
@@ -270,7 +270,7 @@ NN_LAYERS: dict[str, Row] = {
         dense(lambda: parametrizations.weight_norm(nn.Linear(6, 5)), 5), (ROWS,), log_factorial(6, 5),
     ),
     "Linear (weight norm of the whole matrix)": (
-        dense(lambda: parametrizations.weight_norm(nn.Linear(6, 5), dim=None), 5), (ROWS,), log_factorial(6, 5),
+        dense(lambda: parametrizations.weight_norm(nn.Linear(6, 5), dim=cast(Any, None)), 5), (ROWS,), log_factorial(6, 5),
     ),
     "Conv2d (weight norm by hooks)": (
         spatial(2, lambda: old_weight_norm(nn.Conv2d(6, 5, 3)), 5), images(2), log_factorial(6, 5),

@@ -134,7 +134,7 @@ IMAGES: dict[str, tuple[Callable[..., Tensor], int, float]] = {
     "grid_sample": (
         lambda h: F.grid_sample(h, h[:, :2].permute(0, 2, 3, 1), align_corners=False), 6, log_factorial(4),
     ),
-    "unpool": (lambda h: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2), 6, SIX),
+    "unpool": (lambda h: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), [2, 2]), 6, SIX),
     "antialias": (lambda h: F.interpolate(h, size=3, mode="bilinear", antialias=True), 6, SIX),
     "spectrum": (lambda h: torch.fft.irfft2(torch.fft.rfft2(h)), 6, SIX),
 }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.export import ExportedProgram
 
@@ -16,10 +18,10 @@ def decompose_unknown(program: ExportedProgram) -> ExportedProgram:
     Operators with a rule stay whole: a rule says more than the pieces (of an attention, of a norm), and is faster. An
     operator that is left without a rule is for the propagation to judge.
     """
-    decompositions: dict = {}
+    decompositions: dict[Any, Any] = {}
     while unknown := {t for t in _operators(program) if not has_rule(t)}:
         decompositions = decompositions or dict(torch.export.default_decompositions().items())
-        table = {target: decompositions.pop(target) for target in unknown if target in decompositions}
+        table: dict[Any, Any] = {target: decompositions.pop(target) for target in unknown if target in decompositions}
         if not table:
             break
         try:
