@@ -270,7 +270,8 @@ NN_LAYERS: dict[str, Row] = {
         dense(lambda: parametrizations.weight_norm(nn.Linear(6, 5)), 5), (ROWS,), log_factorial(6, 5),
     ),
     "Linear (weight norm of the whole matrix)": (
-        dense(lambda: parametrizations.weight_norm(nn.Linear(6, 5), dim=cast(Any, None)), 5), (ROWS,), log_factorial(6, 5),
+        dense(lambda: parametrizations.weight_norm(nn.Linear(6, 5), dim=cast(Any, None)), 5),
+        (ROWS,), log_factorial(6, 5),
     ),
     "Conv2d (weight norm by hooks)": (
         spatial(2, lambda: old_weight_norm(nn.Conv2d(6, 5, 3)), 5), images(2), log_factorial(6, 5),
