@@ -12,7 +12,7 @@ from weightspace.graphs.labels import IntArray, Labels
 from weightspace.graphs.neurons import Neurons
 from weightspace.graphs.parameter_view import ParameterView
 
-__all__ = ["Component", "Value", "along", "combine", "map_axes", "reshape"]
+__all__ = ["Component", "Value", "along", "combine", "joint_labels", "map_axes", "reshape"]
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def reshape(labels: Labels, value: Value, shape: tuple[int, ...]) -> tuple[tuple
         if len(old) == len(new) == 1:
             components.append(Component((new[0],), inside[0].labels))
             continue
-        joint = _joint(labels, inside, tuple(old), [value.shape[d] for d in old])
+        joint = joint_labels(labels, inside, tuple(old), [value.shape[d] for d in old])
         components += split_product(labels, joint.reshape([shape[d] for d in new]), tuple(new))
     neurons = value.neurons
     if neurons is not None:
@@ -211,7 +211,9 @@ def reshape(labels: Labels, value: Value, shape: tuple[int, ...]) -> tuple[tuple
     return tuple(components), neurons
 
 
-def _joint(labels: Labels, components: Sequence[Component], dims: tuple[int, ...], sizes: Sequence[int]) -> IntArray:
+def joint_labels(
+    labels: Labels, components: Sequence[Component], dims: tuple[int, ...], sizes: Sequence[int]
+) -> IntArray:
     """One label array over ``dims`` that says what these components say; fixed axes are numbered, not paired."""
     fixed = [c for c in components if labels.is_fixed(c.labels).all()]
     free = [c for c in components if c not in fixed]

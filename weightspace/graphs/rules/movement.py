@@ -14,7 +14,7 @@ from weightspace.graphs.labels import IntArray
 from weightspace.graphs.neuron_flow import carries, place_name
 from weightspace.graphs.neurons import Neurons, spread
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
-from weightspace.graphs.values import Component, Value, combine, map_axes
+from weightspace.graphs.values import Component, Value, along, combine, joint_labels, map_axes
 from weightspace.graphs.values import reshape as reshape_labels
 
 aten = torch.ops.aten
@@ -208,39 +208,59 @@ def repeat(p: Propagation, node: Node, x: Value, repeats: Sequence[int]) -> Valu
 @register_rule(aten.cat.default)
 def cat(p: Propagation, node: Node, parts: Sequence[Value], dim: int = 0) -> Value:
     """Parts behind each other along one axis."""
-    parts = [x for x in parts if x.shape != (0,)]
+    parts = [x for x in parts if 0 not in x.shape]
     shape = p.shape(node)
     dim %= len(shape)
+    joint = _joint_axes(parts, dim)
+    axis = joint.index(dim)
+    outside = tuple(d for d in joint if d != dim)
     letters = LETTERS[: len(shape)]
     others = letters.replace(letters[dim], "")
-    operands, along_dim = [], []
+    operands, arrays = [], []
     for x in parts:
-        mine = x.component_of(dim)
-        operands.append(([c for c in x.components if dim not in c.dims], letters))
-        if mine is None:
-            size = x.shape[dim]
-            along_dim.append(p.labels.new(size) if size > 1 else p.labels.fixed(1) if len(parts) == 1 else None)
-            continue
-        if len(mine.dims) > 1:
-            rest = tuple(k for k, d in enumerate(mine.dims) if d != dim)
-            outside = Component(tuple(mine.dims[k] for k in rest), p.labels.project(mine.labels, rest))
-            operands.append(([outside], letters))
-        along_dim.append(p.labels.project(mine.labels, (mine.dims.index(dim),)))
-    arrays = [p.labels.new(1) if a is None else a for a in along_dim]
-    rest_components = combine(p.labels, operands, others)
-    rest_components = tuple(Component(tuple(d + (d >= dim) for d in c.dims), c.labels) for c in rest_components)
-    labels = concatenate(p, arrays)
+        operands.append(([c for c in x.components if not set(c.dims) & set(joint)], letters))
+        array = _over(p, x, joint, dim, alone=len(parts) == 1)
+        if outside:
+            rows = p.labels.project(array, tuple(k for k in range(len(joint)) if k != axis))
+            operands.append(([Component(outside, rows)], letters))
+        arrays.append(array)
+    rest = combine(p.labels, operands, others)
+    rest = tuple(Component(tuple(d + (d >= dim) for d in c.dims), c.labels) for c in rest)
+    labels = concatenate(p, arrays, axis)
+    components = combine(p.labels, [([*rest, Component(joint, labels)], letters)], letters)
     neurons = _cat_neurons(p, node, parts, dim)
     origin = "activation" if any(x.origin == "activation" for x in parts) else "computed"
-    return without_single(Value(shape, (*rest_components, Component((dim,), labels)), origin, neurons=neurons))
+    return without_single(Value(shape, components, origin, neurons=neurons))
 
 
-def concatenate(p: Propagation, arrays: Sequence[IntArray]) -> IntArray:
+def _joint_axes(parts: Sequence[Value], dim: int) -> tuple[int, ...]:
+    """Axes that stand in one component with ``dim`` in some part (heads and the dimensions inside each)."""
+    axes = {dim}
+    while True:
+        wider = axes.union(*(c.dims for x in parts for c in x.components if set(c.dims) & axes))
+        if wider == axes:
+            return tuple(sorted(axes))
+        axes = wider
+
+
+def _over(p: Propagation, x: Value, joint: tuple[int, ...], dim: int, alone: bool) -> IntArray:
+    """One label array over the axes ``joint``; positions of a part that is uniform along ``dim`` get fresh ones."""
+    sizes = [x.shape[d] for d in joint]
+    inside = [c for c in x.components if set(c.dims) <= set(joint)]
+    if x.component_of(dim) is None:
+        fresh = p.labels.fixed(1) if alone and x.shape[dim] == 1 else p.labels.new(x.shape[dim])
+        inside.append(Component((dim,), fresh))
+    return inside[0].labels if len(joint) == 1 else joint_labels(p.labels, inside, joint, sizes)
+
+
+def concatenate(p: Propagation, arrays: Sequence[IntArray], axis: int = 0) -> IntArray:
     """Labels of parts behind each other; a label in two of them is told apart by its part."""
-    labels = np.concatenate([p.labels.find(a) for a in arrays])
-    if len(np.unique(labels)) < len(labels):
-        part = np.repeat(np.arange(len(arrays)), [len(a) for a in arrays])
-        return p.labels.pair(labels, p.labels.fixed(len(arrays))[part])
+    arrays = [p.labels.find(a) for a in arrays]
+    labels = np.concatenate(arrays, axis)
+    if len(np.unique(labels)) < sum(len(np.unique(a)) for a in arrays):
+        part = np.repeat(np.arange(len(arrays)), [a.shape[axis] for a in arrays])
+        fixed = p.labels.fixed(len(arrays))[part]
+        return p.labels.pair(labels, along(fixed, (axis,), tuple(range(labels.ndim)), labels.shape))
     for a in arrays:
         p.labels.mark(a)
     p.labels.unite(list(arrays))
