@@ -179,3 +179,8 @@ def test_the_command_takes_tokens_keywords_and_outputs(tmp_path, capsys, monkeyp
     assert "embedding 7→5" in (tmp_path / "net.html").read_text(encoding="utf-8")
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["groups"] == []
+
+
+def test_a_zoo_has_one_output(tmp_path, capsys):
+    assert main(["graph", str(tmp_path), "--output", "logits"]) == 2
+    assert "'--output' is for modules" in capsys.readouterr().err

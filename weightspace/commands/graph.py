@@ -22,6 +22,7 @@ from weightspace.zoo import Zoo
 __all__ = ["graph"]
 
 _MOST_NEURON_EDGES = 5000
+_LARGE = 30_000_000
 
 
 def graph(
@@ -33,6 +34,7 @@ def graph(
     html: Path | None = None,
     json: bool = False,
     boxes: int = 90,
+    trials: int | None = None,
     seed: int = 0,
 ) -> int:
     """Trace a module, print its neuron groups, check its symmetries, and draw it.
@@ -51,12 +53,13 @@ def graph(
         html: HTML file to write: the same to open, close, search and point at, self-contained.
         json: Print everything as JSON instead.
         boxes: About how many boxes the PNG has at most; equal modules in a row are drawn once where there are more.
+        trials: How many random group elements the check tries; by default 3, 1 for networks above 30 million scalars.
         seed: Of the weights, inputs and group elements that the check draws.
     """
     traced, weights = (_trace_zoo_item if Path(target).is_dir() else _trace_module)(target, input or [], output)
     space = traced.weight_space(check=False)
     rows = group_rows(space)
-    check = traced.verify(seed=seed)
+    check = traced.verify(trials or (1 if _scalars(traced) > _LARGE else 3), seed)
     if json:
         say(_as_json(target, traced, space, rows, check))
     else:
@@ -76,18 +79,21 @@ def graph(
     return 0 if check else 1
 
 
+def _scalars(traced: Trace) -> int:
+    return sum(t.numel() for t in traced.example_weights.values())
+
+
 def _title(traced: Trace, space: WeightSpace) -> str:
-    scalars = sum(t.numel() for t in traced.example_weights.values())
     return (
-        f"{len(traced.example_weights)} tensors, {scalars:,} scalars, {len(space.permutable)} neuron groups that move, "
-        f"log order {space.log_order:.6g}"
+        f"{len(traced.example_weights)} tensors, {_scalars(traced):,} scalars, "
+        f"{len(space.permutable)} neuron groups that move, log order {space.log_order:.6g}"
     )
 
 
 def _as_json(target: str, traced: Trace, space: WeightSpace, rows: list[GroupRow], check: Verification) -> str:
     content: dict[str, Any] = {
         "target": target,
-        "scalars": sum(t.numel() for t in traced.example_weights.values()),
+        "scalars": _scalars(traced),
         "log_order": space.log_order,
         "groups": [asdict(row) for row in rows],
         "verification": {**asdict(check), "passed": check.ok},
@@ -101,7 +107,7 @@ def _as_json(target: str, traced: Trace, space: WeightSpace, rows: list[GroupRow
 def _facts(traced: Trace, check: Verification) -> list[tuple[str, str]]:
     """What stands at the top of the page."""
     return [
-        ("scalars", f"{sum(t.numel() for t in traced.example_weights.values()):,}"),
+        ("scalars", f"{_scalars(traced):,}"),
         ("tensors", f"{len(traced.example_weights):,}"),
         ("operations", f"{len(traced.operator_graph()):,}"),
         ("log order of the group", f"{traced.weight_space(check=False).log_order:.6g}"),
