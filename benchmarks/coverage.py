@@ -28,11 +28,13 @@ if not __package__:  # started by its path: start again as a module, from the ro
     os.execv(sys.executable, [sys.executable, "-m", "benchmarks.coverage", *sys.argv[1:]])
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from benchmarks.coverage_page import page
 from benchmarks.coverage_row import measure, subjects
 from benchmarks.families.subject import Subject
+from weightspace.graphs import trace
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = Path(__file__).parent / "results" / "coverage.json"
@@ -74,6 +76,7 @@ def _answer(pipe: Connection, name: str, build: Callable[[], Subject], seconds: 
 def attempt_all(chosen: dict[str, Callable[[], Subject]], rows: dict[str, Any], args: argparse.Namespace) -> None:
     """Trace all of these, a few at a time, writing after each."""
     tqdm.monitor_interval = 0  # no thread: this process is forked
+    trace(nn.Linear(2, 2), torch.zeros(1, 2))  # the exporter imports half of torch the first time
     left, running = list(chosen), list[Attempt]()
     with tqdm(total=len(left)) as bar:
         while left or running:

@@ -17,6 +17,7 @@ SIZES = {
     "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
     "max_position_embeddings": 32,
 }  # fmt: skip
+BATCHED = {"experts_implementation": "batched_mm"}  # no loop over the experts that some token chose
 KV = {**SIZES, "num_key_value_heads": 2}
 GPT = {"vocab_size": 32, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 4}
 PAIR = {
@@ -98,11 +99,11 @@ CAUSAL = {
     "opt": causal("OPTConfig", "OPTForCausalLM", SIZES, PLAIN, ffn_dim=24, word_embed_proj_dim=16),
     "llama": causal("LlamaConfig", "LlamaForCausalLM", KV, ROTARY),
     "mistral": causal("MistralConfig", "MistralForCausalLM", KV, ROTARY, sliding_window=3),
-    "mixtral": causal("MixtralConfig", "MixtralForCausalLM", KV, num_local_experts=3, num_experts_per_tok=2),
+    "mixtral": causal("MixtralConfig", "MixtralForCausalLM", KV, num_local_experts=3, num_experts_per_tok=2, **BATCHED),
     "qwen2": causal("Qwen2Config", "Qwen2ForCausalLM", KV, ROTARY),
     "qwen2_moe": causal(
         "Qwen2MoeConfig", "Qwen2MoeForCausalLM", KV, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=8,
-        shared_expert_intermediate_size=8,
+        shared_expert_intermediate_size=8, **BATCHED,
     ),
     "qwen3": causal("Qwen3Config", "Qwen3ForCausalLM", KV, head_dim=4),
     "gemma": causal("GemmaConfig", "GemmaForCausalLM", KV, ROTARY, head_dim=4),
@@ -124,11 +125,11 @@ CAUSAL = {
     "deepseek_v3": causal(
         "DeepseekV3Config", "DeepseekV3ForCausalLM", SIZES, num_key_value_heads=4, n_routed_experts=4, n_group=2,
         topk_group=1, num_experts_per_tok=2, moe_intermediate_size=8, first_k_dense_replace=1, kv_lora_rank=6,
-        q_lora_rank=5, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
+        q_lora_rank=5, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4, **BATCHED,
     ),
     "gpt_oss": causal(
         "GptOssConfig", "GptOssForCausalLM", KV, head_dim=4, num_local_experts=3, num_experts_per_tok=2,
-        sliding_window=4,
+        sliding_window=4, **BATCHED,
     ),
     "biogpt": causal("BioGptConfig", "BioGptForCausalLM", SIZES, PLAIN),
     "xglm": causal(
