@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from weightspace.graphs.propagation import Propagation, register_rule
 from weightspace.graphs.rules.ordering import along_slices
+from weightspace.graphs.stacked import joint_as
 from weightspace.graphs.values import Value, combine, map_axes, reshape
 
 aten = torch.ops.aten
@@ -132,6 +133,9 @@ def col2im(p: Propagation, node: Node, x: Value, size: Sequence[int], kernel: Se
 def grid_sample(p: Propagation, node: Node, x: Value, grid: Value, *_: Any) -> Value:
     """Interpolation at given places: channels pass, so do the places."""
     shape = p.shape(node)
+    source = p.sources.get(x.view.parameter) if x.view else None
+    if source is not None:  # images that are weights: the channels of each may have an order of their own
+        x = p.relabel(x, joint_as(p.labels, x, source, node, (0, 1)))
     image = p.hold(x, range(2, len(x.shape)))
     places = p.hold(grid, [len(grid.shape) - 1])
     spots = "stu"[: len(shape) - 2]
