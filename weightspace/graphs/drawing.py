@@ -174,7 +174,7 @@ def _draw_neurons(axes: Axes, graph: ParameterGraph) -> None:
     alpha = np.where(free, 0.6, 0.05 + 0.75 * strength[order])
     widths = np.where(free, 0.8, 0.2 + strength[order])
     axes.add_collection(LineCollection(lines, colors=colours, alpha=list(alpha), linewidths=list(widths)))
-    low = min(float(x.vertices[:, 1].min()) for x in axes.collections[0].get_paths())
+    low = min((float(line[:, 1].min()) for line in lines), default=0.0)
     for layer in layout.layers:
         start = layout.starts[layer.name]
         x, y = place[start : start + layer.size].T
