@@ -188,6 +188,6 @@ def draw_barriers(barriers: Mapping[str, Barrier], *, title: str | None = None, 
     axes.set_xlabel("position between the networks")
     axes.set_ylabel(ylabel)
     axes.set_title(title or "Linear mode connectivity")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
