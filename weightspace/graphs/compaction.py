@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from weightspace.graphs.label_graph import LabelGraph
 from weightspace.graphs.labels import IntArray
 from weightspace.graphs.propagation import ParameterLabels, Propagation
-from weightspace.graphs.values import Component
+from weightspace.graphs.values import Component, without_constant_axes
 
 __all__ = ["colour_by_axes", "compact"]
 
@@ -44,7 +44,7 @@ def compact(propagation: Propagation) -> tuple[list[ParameterLabels], LabelGraph
             p.name,
             p.shape,
             p.view_shape,
-            tuple(Component(c.dims, index(c.labels)) for c in p.components),
+            tuple(without_constant_axes(Component(c.dims, index(c.labels))) for c in p.components),
             p.is_buffer,
         )
         for p in parameters

@@ -52,11 +52,17 @@ class NeuronPermutation:
         coordinates: list[IntArray] = [
             np.arange(n).reshape([n if k == d else 1 for k in range(len(shape))]) for d, n in enumerate(shape)
         ]
-        for c in p.components:
+        repeating = [c for c in p.components if len(np.unique(c.labels)) < c.labels.size]
+        for c in (c for c in p.components if c not in repeating):
             flat = _positions(c.labels.reshape(-1), self.source[c.labels].reshape(-1))
             spread = [shape[d] if d in c.dims else 1 for d in range(len(shape))]
             for d, moved in zip(c.dims, np.unravel_index(flat, c.labels.shape), strict=True):
                 coordinates[d] = moved.reshape(spread)
+        for c in repeating:
+            # Rows that share labels: each position is looked for in the row that the entry comes from.
+            origin = coordinates[c.dims[0]].reshape(len(c.labels), -1)[:, 0]
+            found = [_positions(c.labels[o], w) for o, w in zip(origin, self.source[c.labels], strict=True)]
+            coordinates[c.dims[1]] = np.stack(found).reshape([n if d in c.dims else 1 for d, n in enumerate(shape)])
         return np.ravel_multi_index(tuple(np.broadcast_arrays(*coordinates)), shape).reshape(-1)
 
 

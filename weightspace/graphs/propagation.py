@@ -18,7 +18,14 @@ from weightspace.graphs.labels import IntArray
 from weightspace.graphs.neuron_flow import NeuronFlow, module_path
 from weightspace.graphs.neurons import Neurons
 from weightspace.graphs.parameter_view import ParameterView
-from weightspace.graphs.stacked import in_stored_order, read_one_by_one, stacked_labels
+from weightspace.graphs.stacked import (
+    in_stored_order,
+    parted_labels,
+    read_one_by_one,
+    row_parts,
+    stacked_labels,
+    whole_rows,
+)
 from weightspace.graphs.values import Component, Value, combine
 
 __all__ = ["ParameterLabels", "Propagation", "has_rule", "register_rule"]
@@ -89,20 +96,26 @@ class Propagation(NeuronFlow):
 
     # -- sources -------------------------------------------------------------------------------------------------
 
-    def add_parameter(self, node: Node, name: str, shape: tuple[int, ...], is_buffer: bool, alias: str | None) -> None:
-        """A parameter or persistent buffer: every axis gets labels of its own; tied storage shares them."""
-        if alias is not None:
-            self.sources.pop(alias, None)
-            known = self.parameters[alias]
-            self.values[node] = _whole(known.name, known.shape, known.components)
-            return
-        if read_one_by_one(node):
-            components = stacked_labels(self.labels, shape)
+    def add_parameter(self, node: Node, name: str, shape: tuple[int, ...], is_buffer: bool, tied: bool) -> None:
+        """A parameter or persistent buffer: every axis gets labels of its own, and every matrix of a stack."""
+        view_shape = shape
+        part = None if tied else row_parts(node)
+        if part is not None:
+            stored, chunk = parted_labels(self.labels, shape, part)
+            components, view_shape = whole_rows(stored, chunk), (shape[0] // chunk, chunk, *shape[1:])
+        elif not tied and read_one_by_one(node):
+            components = stored = stacked_labels(self.labels, shape)
         else:
-            components = tuple(Component((d,), self.labels.new(n)) for d, n in enumerate(shape) if n > 1)
-            self.sources[name] = node
-        self.parameters[name] = ParameterLabels(name, shape, shape, components, is_buffer)
+            components = stored = tuple(Component((d,), self.labels.new(n)) for d, n in enumerate(shape) if n > 1)
+            if not tied:
+                self.sources[name] = node
+        self.parameters[name] = ParameterLabels(name, shape, view_shape, stored, is_buffer)
         self.values[node] = _whole(name, shape, components)
+
+    def add_alias(self, node: Node, name: str) -> None:
+        """Another use of the storage of a parameter that was added as tied: the same labels."""
+        known = self.parameters[name]
+        self.values[node] = _whole(name, known.shape, known.components)
 
     def add_input(self, node: Node, shape: tuple[int, ...]) -> None:
         """A user input: all its positions are held."""

@@ -7,17 +7,27 @@ then addressed by the index of its input and by the index of its output, both of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch.fx import Node
 
-from weightspace.graphs.labels import Labels
+from weightspace.graphs.labels import IntArray, Labels
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.values import Component, Value
 
-__all__ = ["in_stored_order", "joint_as", "read_one_by_one", "relabel_stack", "stacked_labels"]
+__all__ = [
+    "in_stored_order",
+    "joint_as",
+    "parted_labels",
+    "read_one_by_one",
+    "relabel_stack",
+    "row_parts",
+    "stacked_labels",
+    "whole_rows",
+]
 
 aten = torch.ops.aten
 
@@ -38,6 +48,68 @@ def stacked_labels(labels: Labels, shape: Sequence[int]) -> tuple[Component, ...
     """Labels over (place in the stack, axis) for every other axis."""
     return tuple(
         Component((0, d), labels.new(shape[0] * n).reshape(shape[0], n)) for d, n in enumerate(shape) if d and n > 1
+    )
+
+
+def row_parts(node: Node) -> IntArray | None:
+    """Which rows of a weight are read together, as the part of each; ``None`` where all are.
+
+    The projections of an attention to a memory stand behind each other in one weight: those of queries read one
+    stream, those of keys and values another, and either has an order of its own.
+    """
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.ndim < 2 or not node.users:
+        return None
+    rows, spans = int(value.shape[0]), []
+    for user in node.users:
+        found = _spans(user, rows)
+        if found is None:
+            return None
+        spans += found
+    starts = np.zeros(rows, bool)
+    starts[[0, *(cut for span in spans for cut in span if cut < rows)]] = True
+    part = np.cumsum(starts) - 1
+    for start, stop in spans:
+        part[np.isin(part, part[start:stop])] = part[start]
+    return part if len(np.unique(part)) > 1 else None
+
+
+def _spans(user: Node, rows: int) -> list[tuple[int, int]] | None:
+    """Rows that an operation takes from a weight; ``None`` unless it cuts along the first axis."""
+    args = [*user.args[1:], *[None] * 4]
+    if user.target in (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default):
+        metas = user.meta["val"]
+        stops = np.cumsum([int(m.shape[0]) for m in metas]).tolist()
+        along_rows = (args[1] or user.kwargs.get("dim", 0)) == 0
+        return list(zip([0, *stops[:-1]], stops, strict=True)) if along_rows else None
+    if user.target is aten.slice.Tensor and not args[0] and args[3] in (None, 1) and not user.kwargs:
+        start, stop, _ = slice(args[1], args[2]).indices(rows)
+        return [(start, stop)] if stop > start else None
+    return None
+
+
+def parted_labels(labels: Labels, shape: Sequence[int], part: IntArray) -> tuple[tuple[Component, ...], int]:
+    """Labels of rows, and for every part of the rows labels of its own for each other axis; and the rows of a chunk.
+
+    The components are those of a view ``(chunks, rows of a chunk, ...)``, in which every chunk is in one part.
+    """
+    cuts = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), shape[0]]
+    chunk = math.gcd(*np.diff(cuts).tolist())
+    of_chunk = np.unique(part[::chunk], return_inverse=True)[1]
+    components = [Component((0, 1), labels.new(shape[0]).reshape(-1, chunk))]
+    for d, n in enumerate(shape[1:], 2):
+        if n > 1:
+            own = np.stack([labels.new(n) for _ in range(of_chunk.max() + 1)])
+            components.append(Component((0, d), own[of_chunk]))
+    return tuple(components), chunk
+
+
+def whole_rows(components: Sequence[Component], chunk: int) -> tuple[Component, ...]:
+    """Components of such a view over the axes of the weight itself."""
+    rows, *others = components
+    return (
+        Component((0,), rows.labels.reshape(-1)),
+        *(Component((0, c.dims[1] - 1), c.labels.repeat(chunk, axis=0)) for c in others),
     )
 
 

@@ -25,6 +25,7 @@ from weightspace.graphs.operator_graph import OperatorGraph
 from weightspace.graphs.operator_reading import read_operations
 from weightspace.graphs.parameter_graph import ParameterGraph
 from weightspace.graphs.propagation import Propagation
+from weightspace.graphs.values import Component, without_constant_axes
 from weightspace.graphs.verification import Verification, verify_symmetry
 from weightspace.graphs.weight_space import WeightSpace
 
@@ -92,9 +93,10 @@ class Trace:
             first = aliases.get(name, name)
             if first not in self.example_weights:
                 self.example_weights[first] = tensors[first].detach()
-                self._propagation.add_parameter(node, first, shape, spec.kind is InputKind.BUFFER, None)
+                tied = sum(other == first for other in aliases.values()) > 1
+                self._propagation.add_parameter(node, first, shape, spec.kind is InputKind.BUFFER, tied)
             else:
-                self._propagation.add_parameter(node, name, shape, False, first)
+                self._propagation.add_alias(node, first)
             if any(fnmatchcase(n, pattern) for n in (name, first) for pattern in self._held):
                 self._propagation.hold(self._propagation.values[node], range(len(shape)))
         elif spec.kind is InputKind.USER_INPUT:
@@ -141,7 +143,8 @@ class Trace:
         classes: dict[int, int] = {}
         for ours, placed in zip(self._propagation.parameters.values(), self._weight_space.parameters, strict=True):
             for c, d in zip(ours.components, placed.components, strict=True):
-                roots = self._propagation.labels.find(c.labels).reshape(-1)
+                found = without_constant_axes(Component(c.dims, self._propagation.labels.find(c.labels)))
+                roots = found.labels.reshape(-1)
                 cells = self._weight_space.label_classes[d.labels.reshape(-1)]
                 classes.update(zip(roots.tolist(), cells.tolist(), strict=True))
         return build_layout(self._propagation, self._outputs, shapes, classes)

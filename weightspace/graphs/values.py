@@ -12,7 +12,7 @@ from weightspace.graphs.labels import IntArray, Labels
 from weightspace.graphs.neurons import Neurons
 from weightspace.graphs.parameter_view import ParameterView
 
-__all__ = ["Component", "Value", "along", "combine", "joint_labels", "map_axes", "reshape"]
+__all__ = ["Component", "Value", "along", "combine", "joint_labels", "map_axes", "reshape", "without_constant_axes"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Value:
     def component_of(self, dim: int) -> Component | None:
         """The component that covers this axis."""
         return next((c for c in self.components if dim in c.dims), None)
+
+
+def without_constant_axes(component: Component) -> Component:
+    """The component over those of its axes along which its labels differ."""
+    return Component(*_drop_constant(component.labels, component.dims))
 
 
 def along(array: IntArray, dims: tuple[int, ...], all_dims: tuple[int, ...], sizes: Sequence[int]) -> IntArray:

@@ -14,7 +14,7 @@ from weightspace.graphs.labels import IntArray
 from weightspace.graphs.neuron_flow import carries, place_name
 from weightspace.graphs.neurons import Neurons, spread
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
-from weightspace.graphs.values import Component, Value, along, combine, joint_labels, map_axes
+from weightspace.graphs.values import Component, Value, along, combine, joint_labels, map_axes, without_constant_axes
 from weightspace.graphs.values import reshape as reshape_labels
 
 aten = torch.ops.aten
@@ -111,14 +111,13 @@ def take(p: Propagation, x: Value, dim: int, index: IntArray, marked: bool = Tru
 
 
 def without_single(x: Value) -> Value:
-    """Leave axes of size 1 out of the components."""
+    """Leave axes of size 1, and those along which labels do not differ, out of the components."""
     components = []
     for c in x.components:
         keep = [k for k in range(c.labels.ndim) if c.labels.shape[k] > 1]
         if keep and c.labels.size:
-            components.append(
-                Component(tuple(c.dims[k] for k in keep), c.labels.reshape([c.labels.shape[k] for k in keep]))
-            )
+            single = Component(tuple(c.dims[k] for k in keep), c.labels.reshape([c.labels.shape[k] for k in keep]))
+            components.append(without_constant_axes(single))
     return replace(x, components=tuple(components))
 
 
