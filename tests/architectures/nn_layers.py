@@ -228,25 +228,25 @@ NN_LAYERS: dict[str, Row] = {
         attending(add_bias_kv=True, add_zero_attn=True), (SEQUENCE,), HEADS + log_factorial(8, 8),
     ),
     "MultiheadAttention (three widths)": (cross_attending, (SEQUENCE,), HEADS + log_factorial(8, 6, 5, 8)),
-    # one stream, heads, hidden neurons; a decoder layer has two attentions and reads a second stream, which has the
-    # order of its own: one axis of the fused projection reads both
+    # one stream, heads, hidden neurons; a decoder layer has two attentions and reads a second stream with an order of
+    # its own, though one fused projection reads both
     "TransformerEncoderLayer": (streams(encoder_layer, False), (BATCH_FIRST,), HEADS + log_factorial(8, 6)),
     "TransformerEncoderLayer (norm first, gelu)": (
         streams(lambda: nn.TransformerEncoderLayer(8, 2, 6, activation="gelu", norm_first=True), False),
         (SEQUENCE,), HEADS + log_factorial(8, 6),
     ),
-    "TransformerDecoderLayer": (streams(decoder_layer, True), (BATCH_FIRST,), 2 * HEADS + log_factorial(8, 6)),
+    "TransformerDecoderLayer": (streams(decoder_layer, True), (BATCH_FIRST,), 2 * HEADS + log_factorial(8, 8, 6)),
     "TransformerEncoder": (
         streams(lambda: nn.TransformerEncoder(encoder_layer(), 2, nn.LayerNorm(8)), False),
         (BATCH_FIRST,), 2 * HEADS + log_factorial(8, 6, 6),
     ),
     "TransformerDecoder": (
         streams(lambda: nn.TransformerDecoder(decoder_layer(), 2), True),
-        (BATCH_FIRST,), 4 * HEADS + log_factorial(8, 6, 6),
+        (BATCH_FIRST,), 4 * HEADS + log_factorial(8, 8, 6, 6),
     ),
     "Transformer": (
         streams(lambda: nn.Transformer(8, 2, 1, 1, 6, batch_first=True), True),
-        (BATCH_FIRST,), 3 * HEADS + log_factorial(8, 6, 6),
+        (BATCH_FIRST,), 3 * HEADS + log_factorial(8, 8, 6, 6),
     ),
     # inputs, and the hidden neurons of the two clusters of rare classes
     "AdaptiveLogSoftmaxWithLoss": (classes_by_frequency, (ROWS,), log_factorial(8, 4, 2)),
