@@ -13,7 +13,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GATv2Conv, GINEConv, GPSConv, global_mean_pool
 
 from tests.architectures.zoo import ARCHITECTURES
-from weightspace.errors import ShapeError
+from weightspace.errors import ShapeError, UnsupportedModuleError
 from weightspace.graphs import BlockLayout, NodeLayer, ParameterGraph, Trace, trace
 from weightspace.graphs.block_layout import KINDS, ROLES
 from weightspace.graphs.graph_features import EDGE_COLUMNS, NODE_COLUMNS
@@ -135,6 +135,13 @@ def test_the_guide_lists_every_kind_role_and_column() -> None:
     assert set(ROLES) <= listed
     plain = {c.split("=")[0] for c in (*NODE_COLUMNS, *EDGE_COLUMNS)}
     assert {re.sub(r"_\d$", "", c) for c in plain} <= listed
+
+
+def test_a_lost_edge_is_noticed() -> None:
+    traced = trace(nn.Linear(3, 2), torch.zeros(1, 3))
+    traced._propagation.recorder.blocks.pop()
+    with pytest.raises(UnsupportedModuleError, match="does not have every scalar of .'bias'. as one edge"):
+        traced.layout()
 
 
 def test_a_large_model_stays_symbolic() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightspace.errors import UnsupportedModuleError
 from weightspace.graphs.block_layout import BlockLayout, NodeLayer
@@ -63,7 +64,7 @@ def build_layout(
     return BlockLayout(tuple(layers), tuple(recorder.blocks), tuple(shapes))
 
 
-def _index(roots: IntArray, held: IntArray, classes: Mapping[int, int]) -> tuple[int, ...] | None:
+def _index(roots: IntArray, held: NDArray[np.bool_], classes: Mapping[int, int]) -> tuple[int, ...] | None:
     """Number of the class of each node in its layer, in order of appearance; ``None`` where there is one class."""
     keys = [
         ("held", int(root)) if still else ("class", classes.get(int(root), -1))

@@ -46,7 +46,7 @@ class ParameterUse:
         if self._strided is None:
             return self._entries[group, out, inputs, 0]
         steps = self._strided.stride()
-        return self._strided.storage_offset() + steps[0] * group + steps[1] * out + steps[2] * inputs
+        return int(self._strided.storage_offset()) + steps[0] * group + steps[1] * out + steps[2] * inputs
 
     def find(self, entries: IntArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         """``(group, out, input)`` of each entry, and a mask of those that are in this view at all."""
@@ -56,7 +56,7 @@ class ParameterUse:
             place = np.minimum(np.searchsorted(values, entries), len(values) - 1)
             group, out, inputs, _ = np.unravel_index(order[place], shape)
             return group, out, inputs, values[place] == entries
-        rest = entries - self._strided.storage_offset()
+        rest = entries - int(self._strided.storage_offset())
         inside = rest >= 0
         found: dict[int, IntArray] = {}
         steps = self._strided.stride()
