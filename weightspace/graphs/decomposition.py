@@ -32,5 +32,13 @@ def decompose_unknown(program: ExportedProgram) -> ExportedProgram:
 
 
 def _operators(program: ExportedProgram) -> set[torch._ops.OpOverload]:
-    targets = (node.target for node in program.graph.nodes if node.op == "call_function")
-    return {t for t in targets if isinstance(t, torch._ops.OpOverload)}
+    """Operators that a weight goes into, at once or later; what masks and positions are made of needs no rule."""
+    signature = program.graph_signature
+    weighted = {*signature.inputs_to_parameters, *signature.inputs_to_buffers}
+    found = set()
+    for node in program.graph.nodes:
+        if node.op == "call_function" and any(n.name in weighted for n in node.all_input_nodes):
+            weighted.add(node.name)
+            if isinstance(node.target, torch._ops.OpOverload):
+                found.add(node.target)
+    return found
