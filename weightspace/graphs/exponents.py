@@ -250,14 +250,17 @@ class Solved:
     pivots: Mapping[int, Expression]
     modulus: int | None
 
+    def reduced(self, power: Fraction) -> Fraction:
+        """A power, modulo the modulus."""
+        return power if self.modulus is None else power % self.modulus
+
     def expression(self, variables: Iterable[tuple[int, Fraction]]) -> dict[int, Fraction]:
         """A sum of ``power * variable`` in free variables."""
         total: dict[int, Fraction] = {}
         for variable, power in variables:
             root = int(self.roots[variable])
             for v, c in self.pivots.get(root, {root: Fraction(1)} if root != HELD else {}).items():
-                value = total.get(v, Fraction(0)) + power * c
-                total[v] = value if self.modulus is None else value % self.modulus
+                total[v] = self.reduced(total.get(v, Fraction(0)) + power * c)
         return {v: c for v, c in total.items() if c}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -273,13 +273,25 @@ class _Builder:
 
     def index(self, variables: Sequence[IntArray], powers: Sequence[Any]) -> IntArray:
         """Number of the expression at every position of ``sum(power * variables)``."""
-        columns = np.stack([v.reshape(-1) for v in variables], 1)
-        distinct, inverse = np.unique(columns, axis=0, return_inverse=True)
-        numbers = []
-        for row in distinct.tolist():
-            found: Expression = self._solved.expression((v, p) for v, p in zip(row, powers, strict=True) if v != HELD)
-            numbers.append(self._numbers.setdefault(tuple(sorted(found.items())), len(self._numbers)))
+        columns = self._solved.roots[np.stack([v.reshape(-1) for v in variables], 1)]
+        if len(powers) == 1:
+            distinct, inverse = np.unique(columns, return_inverse=True)
+            power = self._solved.reduced(powers[0])
+            numbers = [self._number(root, power) for root in distinct.tolist()]
+        else:
+            rows, inverse = np.unique(columns, axis=0, return_inverse=True)
+            numbers = [self._sum(zip(row, powers, strict=True)) for row in rows.tolist()]
         return np.array(numbers, np.int64)[inverse.reshape(-1)].reshape(variables[0].shape)
+
+    def _number(self, root: int, power: Any) -> int:
+        """Number of one variable times a power; those of free ones are made without arithmetic."""
+        if not power or root == HELD or root in self._solved.pivots:
+            return self._sum([(root, power)])
+        return self._numbers.setdefault(((root, power),), len(self._numbers))
+
+    def _sum(self, terms: Iterable[tuple[int, Any]]) -> int:
+        found: Expression = self._solved.expression((v, p) for v, p in terms if v != HELD)
+        return self._numbers.setdefault(tuple(sorted(found.items())), len(self._numbers))
 
     def is_own(self, variables: IntArray) -> NDArray[np.bool_]:
         """Whether each variable is free and the first of those it equals."""
