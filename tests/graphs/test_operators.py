@@ -69,6 +69,8 @@ SQUARE = (6, 6)
 CASES: dict[str, tuple[Callable[..., Tensor], int, tuple[int, ...], float]] = {
     # what depends on the order along an axis holds it; what does not, leaves the order before it free
     "cumsum": (lambda h: h.cumsum(1), 6, (), 0.0),
+    "diff": (lambda h: h.diff(1, 1, prepend=h.new_zeros(len(h), 1)), 6, (), 0.0),
+    "diff (other axis)": (lambda h: h.diff(1, 0), 6, (), SIX),
     "cummax": (lambda h: h.cummax(1)[0], 6, (), 0.0),
     "sort": (lambda h: h.sort(1)[0], 6, (), SIX),
     "argsort": (lambda h: h.argsort(1).to(h.dtype), 6, (), 0.0),

@@ -37,6 +37,20 @@ def running(p: Propagation, node: Node, x: Value, dim: int = -1, *_: Any, **opti
     return along_slices(p, x, (options.get("dim", dim),), p.shape(node))
 
 
+@register_rule(aten.diff.default)
+def differences(
+    p: Propagation, node: Node, x: Value, n: int = 1, dim: int = -1, before: Value | None = None,
+    after: Value | None = None,
+) -> Value:  # fmt: skip
+    """Differences of neighbours; with something put before or behind, nothing moves."""
+    added = [v for v in (before, after) if v is not None]
+    if not added:
+        return along_slices(p, x, (dim,), p.shape(node))
+    for v in (x, *added):
+        p.hold(v, range(len(v.shape)))
+    return p.held(p.shape(node))
+
+
 @register_rule(aten.cummax.default, aten.cummin.default)
 def running_extremes(p: Propagation, node: Node, x: Value, dim: int) -> tuple[Value, Value]:
     """Largest or smallest entry so far, and where it was."""

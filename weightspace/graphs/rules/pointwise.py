@@ -160,7 +160,8 @@ def _with_parameter(
 
 @register_rule(
     aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format, aten.full_like.default,
-    aten.zeros_like.default, aten.ones_like.default, aten.scalar_tensor.default,
+    aten.zeros_like.default, aten.ones_like.default, aten.scalar_tensor.default, aten.new_zeros.default,
+    aten.new_ones.default, aten.new_full.default,
 )  # fmt: skip
 def filled(p: Propagation, node: Node, *args: Any, **kwargs: Any) -> Value:
     """Constant tensors."""
