@@ -9,8 +9,9 @@ from weightspace.graphs.merging import Barrier, draw_barriers, interpolate, loss
 from weightspace.graphs.networkx import layout_to_networkx, to_networkx
 from weightspace.graphs.neuron_permutation import NeuronPermutation
 from weightspace.graphs.neuron_symmetry import Factor, NeuronSymmetry
+from weightspace.graphs.operation import Operation, OwnedTensor
 from weightspace.graphs.operator_data import OperatorData
-from weightspace.graphs.operator_graph import Operation, OperatorGraph, OwnedTensor
+from weightspace.graphs.operator_graph import OperatorGraph
 from weightspace.graphs.operator_types import ACTIVATIONS, OPERATION_TYPES
 from weightspace.graphs.parameter_graph import ParameterGraph
 from weightspace.graphs.parameter_view import ParameterView

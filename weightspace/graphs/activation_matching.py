@@ -15,8 +15,8 @@ from weightspace.graphs.coordinate_descent import CoordinateDescent, Settings
 from weightspace.graphs.labels import IntArray
 from weightspace.graphs.matching import Match, block_axes, branches_of, match_of
 from weightspace.graphs.paired_blocks import outer_axes
+from weightspace.graphs.parameter_labels import ParameterLabels
 from weightspace.graphs.parameter_view import ParameterView
-from weightspace.graphs.propagation import ParameterLabels
 from weightspace.graphs.trace import Trace
 from weightspace.graphs.values import Component
 from weightspace.graphs.weight_space import Block, WeightSpace

@@ -11,7 +11,7 @@ import numpy as np
 
 from weightspace.graphs.label_graph import Solution
 from weightspace.graphs.labels import IntArray
-from weightspace.graphs.propagation import ParameterLabels
+from weightspace.graphs.parameter_labels import ParameterLabels
 from weightspace.graphs.values import Component
 
 __all__ = ["FIXED", "GENERIC", "AxisPart", "axis_parts", "stack_slices"]

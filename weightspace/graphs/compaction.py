@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from weightspace.graphs.label_graph import LabelGraph
 from weightspace.graphs.labels import IntArray
-from weightspace.graphs.propagation import ParameterLabels, Propagation
+from weightspace.graphs.parameter_labels import ParameterLabels
+from weightspace.graphs.propagation import Propagation
 from weightspace.graphs.values import Component, without_constant_axes
 
 __all__ = ["colour_by_axes", "compact"]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from weightspace.graphs.operator_graph import Operation
+from weightspace.graphs.operation import Operation
 from weightspace.graphs.operator_types import ACTIVATIONS
 
 __all__ = ["Box", "Leaf", "nest", "operation_leaf"]

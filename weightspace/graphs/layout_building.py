@@ -14,8 +14,9 @@ from weightspace.graphs.block_layout import BlockLayout, NodeLayer
 from weightspace.graphs.labels import IntArray
 from weightspace.graphs.layout_recorder import LayoutRecorder
 from weightspace.graphs.neurons import Neurons
+from weightspace.graphs.parameter_labels import ParameterLabels
 from weightspace.graphs.parameter_view import ParameterView
-from weightspace.graphs.propagation import ParameterLabels, Propagation
+from weightspace.graphs.propagation import Propagation
 
 __all__ = ["build_layout"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightspace.graphs.group_coordinates import GroupCoordinates, Grouped
 from weightspace.graphs.labels import IntArray
-from weightspace.graphs.propagation import ParameterLabels
+from weightspace.graphs.parameter_labels import ParameterLabels
 from weightspace.graphs.scaling import Scaling
 
 __all__ = ["NeuronOrder", "Ordered"]

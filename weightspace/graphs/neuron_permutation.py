@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from weightspace.graphs.labels import IntArray
-from weightspace.graphs.propagation import ParameterLabels
+from weightspace.graphs.parameter_labels import ParameterLabels
 
 __all__ = ["NeuronPermutation"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from weightspace.graphs.neuron_permutation import NeuronPermutation
-from weightspace.graphs.propagation import ParameterLabels
+from weightspace.graphs.parameter_labels import ParameterLabels
 from weightspace.graphs.values import Component
 
 __all__ = ["Factor", "NeuronSymmetry"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch_geometric.data import Data
 
+from weightspace.graphs.operation import Operation, OwnedTensor
 from weightspace.graphs.operator_types import OPERATION_TYPES
-
-if TYPE_CHECKING:
-    from weightspace.graphs.operator_graph import OperatorGraph, OwnedTensor
 
 __all__ = ["TENSOR_ROLES", "OperatorData", "operator_data", "tensor_sizes"]
 
@@ -41,15 +40,22 @@ class OperatorData(Data):
         return self.num_nodes if key == "tensor_node" else super().__inc__(key, value, *args, **kwargs)
 
 
-def operator_data(graph: OperatorGraph, max_length: int | None) -> OperatorData:
-    """The tensors of an operator graph; see :meth:`OperatorGraph.to_data`."""
-    edges = [(u, v, 1) for u, v in graph.edges] + (graph.virtual_edges(max_length) if max_length else [])
+def operator_data(
+    operations: Sequence[Operation], edges: Sequence[tuple[int, int, int]], levels: Sequence[int]
+) -> OperatorData:
+    """The tensors of an operator graph; see :meth:`OperatorGraph.to_data`.
+
+    Args:
+        operations: Its nodes.
+        edges: Source, target and length.
+        levels: Length of the longest path to each node.
+    """
     columns = torch.tensor(edges, dtype=torch.int64).reshape(-1, 3)
-    owned = [(k, t) for k, o in enumerate(graph.operations) for t in o.tensors]
+    owned = [(k, t) for k, o in enumerate(operations) for t in o.tensors]
     data = OperatorData()
-    data.num_nodes = len(graph.operations)
-    data.node_type = torch.tensor([OPERATION_TYPES.index(o.type) for o in graph.operations], dtype=torch.int64)
-    data.node_level = torch.tensor(graph.levels, dtype=torch.int64)
+    data.num_nodes = len(operations)
+    data.node_type = torch.tensor([OPERATION_TYPES.index(o.type) for o in operations], dtype=torch.int64)
+    data.node_level = torch.tensor(levels, dtype=torch.int64)
     data.edge_index = columns[:, :2].T.contiguous()
     data.edge_length = columns[:, 2]
     data.tensor_node = torch.tensor([k for k, _ in owned], dtype=torch.int64)

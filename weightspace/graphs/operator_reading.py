@@ -11,8 +11,9 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from weightspace.graphs.execution import ProgramRunner
+from weightspace.graphs.operation import Operation, OwnedTensor
 from weightspace.graphs.operator_data import TENSOR_ROLES
-from weightspace.graphs.operator_graph import Operation, OperatorGraph, OwnedTensor
+from weightspace.graphs.operator_graph import OperatorGraph
 from weightspace.graphs.operator_types import MOVEMENT, PARAMETER_SLOTS, operation_type
 
 __all__ = ["read_operations"]

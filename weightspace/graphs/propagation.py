@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from weightspace.graphs.constants import Constants, varying_axes
 from weightspace.graphs.labels import IntArray
 from weightspace.graphs.neuron_flow import NeuronFlow, module_path
 from weightspace.graphs.neurons import Neurons
+from weightspace.graphs.parameter_labels import ParameterLabels
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.stacked import (
     in_stored_order,
@@ -28,7 +29,7 @@ from weightspace.graphs.stacked import (
 )
 from weightspace.graphs.values import Component, Value, combine
 
-__all__ = ["ParameterLabels", "Propagation", "has_rule", "register_rule"]
+__all__ = ["Propagation", "has_rule", "register_rule"]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -64,20 +65,6 @@ def _find_rule(target: Any) -> Rule | None:
     if target in _RULES or torch.Tag.pointwise not in getattr(target, "tags", ()):
         return _RULES.get(target)
     return _RULES[torch.Tag.pointwise]
-
-
-@dataclass
-class ParameterLabels:
-    """Labels of one parameter (or persistent buffer), over the axes of a reshaped view of it.
-
-    The components may share axes (the group axis of a grouped convolution): an entry is addressed by all of them.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    view_shape: tuple[int, ...]
-    components: tuple[Component, ...]
-    is_buffer: bool = False
 
 
 def _place(node: Node) -> str:

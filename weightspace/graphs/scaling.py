@@ -16,7 +16,7 @@ from torch import Tensor
 from weightspace.graphs.exponents import HELD, Expression, Solved
 from weightspace.graphs.labels import IntArray
 from weightspace.graphs.neuron_symmetry import Factor
-from weightspace.graphs.propagation import ParameterLabels
+from weightspace.graphs.parameter_labels import ParameterLabels
 from weightspace.graphs.run_length import runs, unruns
 from weightspace.graphs.scale_propagation import ScaleWalk
 

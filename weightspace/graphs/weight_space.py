@@ -26,8 +26,9 @@ from weightspace.graphs.label_sampling import log_order, random_source
 from weightspace.graphs.labels import IntArray
 from weightspace.graphs.neuron_permutation import NeuronPermutation
 from weightspace.graphs.neuron_symmetry import NeuronSymmetry
+from weightspace.graphs.parameter_labels import ParameterLabels
 from weightspace.graphs.parameter_view import ParameterView
-from weightspace.graphs.propagation import ParameterLabels, Propagation
+from weightspace.graphs.propagation import Propagation
 from weightspace.graphs.run_length import runs, unruns
 from weightspace.graphs.scaling import KINDS, Scaling
 from weightspace.graphs.values import Component

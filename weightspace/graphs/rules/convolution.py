@@ -8,7 +8,8 @@ import torch
 from torch.fx import Node
 
 from weightspace.graphs.labels import IntArray
-from weightspace.graphs.propagation import ParameterLabels, Propagation, register_rule
+from weightspace.graphs.parameter_labels import ParameterLabels
+from weightspace.graphs.propagation import Propagation, register_rule
 from weightspace.graphs.values import Component, Value, combine, reshape
 
 aten = torch.ops.aten
