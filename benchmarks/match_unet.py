@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from weightspace.graphs import match_weights, trace
-from weightspace.graphs.group_coordinates import GroupCoordinates
-from weightspace.graphs.matching import block_axes, branches_of
+from weightspace.graphs.matching.weight_matching import block_axes, branches_of
+from weightspace.graphs.symmetries.group_coordinates import GroupCoordinates
 from weightspace.graphs.weight_space import WeightSpace
 
 RESULTS = Path(__file__).parent / "results" / "match_unet.json"

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from weightspace.graphs import WeightSpace, trace
-from weightspace.graphs.activation_matching import match_activations
-from weightspace.graphs.matching import match_weights
-from weightspace.graphs.merging import draw_barriers, loss_barrier, reset_batch_norm
+from weightspace.graphs.matching.activation_matching import match_activations
+from weightspace.graphs.matching.merging import draw_barriers, loss_barrier, reset_batch_norm
+from weightspace.graphs.matching.weight_matching import match_weights
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 100

@@ -30,8 +30,8 @@ MAY_IMPORT = {
 EXTRAS = {"cyclopts", "matplotlib", "jinja2"}
 MAY_IMPORT_EXTRAS = (
     "weightspace/commands/",
-    "weightspace/graphs/drawing.py",
-    "weightspace/graphs/merging.py",
+    "weightspace/graphs/drawing/drawing.py",
+    "weightspace/graphs/matching/merging.py",
     "weightspace/zoo/report.py",
 )
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint", "input"}

@@ -115,8 +115,9 @@ VISION = {
     "convnextv2": classifier(
         "ConvNextV2Config", "ConvNextV2ForImageClassification", FOUR, _CONVNEXT, size=32
     ),
+    # a stream per stage (the embedding is the first one's), the inside of each block
     "resnet": classifier(
-        "ResNetConfig", "ResNetForImageClassification", FOUR, log_factorial(8, 8, 8, 12, 12, 16, 16, 20, 20), size=32,
+        "ResNetConfig", "ResNetForImageClassification", FOUR, log_factorial(8, 8, 12, 12, 16, 16, 20, 20), size=32,
         embedding_size=8, layer_type="basic",
     ),
     "regnet": classifier(

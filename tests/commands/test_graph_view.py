@@ -13,8 +13,8 @@ from torch import nn
 from weightspace.commands import main
 from weightspace.commands.graph_view import GroupRow, group_rows, group_table, page_content, write_page
 from weightspace.graphs import trace
-from weightspace.graphs.diagram import Diagram
-from weightspace.graphs.diagram_layout import lay_out
+from weightspace.graphs.drawing.diagram import Diagram
+from weightspace.graphs.drawing.diagram_layout import lay_out
 
 
 class Block(nn.Module):

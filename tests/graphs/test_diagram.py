@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from weightspace.graphs import BlockLayout, OperatorGraph, ParameterGraph, trace
-from weightspace.graphs.diagram import Diagram
-from weightspace.graphs.diagram_layout import lay_out
-from weightspace.graphs.drawing import draw, draw_operators
+from weightspace.graphs.drawing.diagram import Diagram
+from weightspace.graphs.drawing.diagram_layout import lay_out
+from weightspace.graphs.drawing.drawing import draw, draw_operators
 
 
 class Layer(nn.Module):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from tests.architectures.zoo import ARCHITECTURES
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs import WeightSpace, trace
-from weightspace.graphs.coordinate_descent import assign
-from weightspace.graphs.group_coordinates import GroupCoordinates
-from weightspace.graphs.matching import match_to_mean, match_weights
-from weightspace.graphs.paired_blocks import Axis, contract, gather_axes, with_sorted_axes
+from weightspace.graphs.matching.coordinate_descent import assign
+from weightspace.graphs.matching.paired_blocks import Axis, contract, gather_axes, with_sorted_axes
+from weightspace.graphs.matching.weight_matching import match_to_mean, match_weights
+from weightspace.graphs.symmetries.group_coordinates import GroupCoordinates
 
 Weights = dict[str, Tensor]
 

@@ -10,8 +10,15 @@ from torch import Tensor, nn
 
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs import trace
-from weightspace.graphs.activation_matching import match_activations
-from weightspace.graphs.merging import Barrier, draw_barriers, interpolate, loss_barrier, merge, reset_batch_norm
+from weightspace.graphs.matching.activation_matching import match_activations
+from weightspace.graphs.matching.merging import (
+    Barrier,
+    draw_barriers,
+    interpolate,
+    loss_barrier,
+    merge,
+    reset_batch_norm,
+)
 
 
 def test_interpolation_runs_straight_from_one_network_to_the_other() -> None:

@@ -11,8 +11,8 @@ from torch_geometric.loader import DataLoader
 
 from weightspace.errors import SpecError
 from weightspace.graphs import ACTIVATIONS, OPERATION_TYPES, Operation, OperatorGraph, OwnedTensor, trace
-from weightspace.graphs.operator_data import TENSOR_ROLES, tensor_sizes
-from weightspace.graphs.operator_types import GHN2_TYPES, MOVEMENT, operation_type
+from weightspace.graphs.operators.operator_data import TENSOR_ROLES, tensor_sizes
+from weightspace.graphs.operators.operator_types import GHN2_TYPES, MOVEMENT, operation_type
 
 
 class Basic(nn.Module):

@@ -15,7 +15,7 @@ from tests.architectures.convolutional import BatchNormNet, GroupedNet, LeNet
 from tests.architectures.dense import Siren
 from weightspace.errors import SpecError
 from weightspace.graphs import KINDS, Trace, WeightSpace, trace
-from weightspace.graphs.exponents import Exponents, Term
+from weightspace.graphs.symmetries.exponents import Exponents, Term
 
 
 class Net(nn.Module):

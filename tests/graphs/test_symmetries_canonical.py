@@ -14,7 +14,7 @@ from tests.architectures.convolutional import BatchNormNet, LeNet
 from tests.architectures.dense import Siren
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs import Trace, trace
-from weightspace.graphs.verification import _random_like
+from weightspace.graphs.symmetries.verification import _random_like
 
 
 class SineStack(nn.Module):

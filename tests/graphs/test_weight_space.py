@@ -133,8 +133,8 @@ def test_an_operator_without_a_rule_names_itself_and_its_module() -> None:
 
 
 def test_registered_rules_are_used() -> None:
+    from weightspace.graphs.labels.values import Value
     from weightspace.graphs.propagation import _RULES
-    from weightspace.graphs.values import Value
 
     class Cumulative(nn.Module):
         def __init__(self) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from weightspace.graphs.label_graph import LabelGraph
-from weightspace.graphs.labels import IntArray
-from weightspace.graphs.parameter_labels import ParameterLabels
+from weightspace.graphs.labels.label_graph import LabelGraph
+from weightspace.graphs.labels.parameter_labels import ParameterLabels
+from weightspace.graphs.labels.pool import IntArray
+from weightspace.graphs.labels.values import Component, without_constant_axes
 from weightspace.graphs.propagation import Propagation
-from weightspace.graphs.values import Component, without_constant_axes
 
 __all__ = ["colour_by_axes", "compact"]
 

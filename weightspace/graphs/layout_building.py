@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from weightspace.errors import UnsupportedModuleError
 from weightspace.graphs.block_layout import BlockLayout, NodeLayer
-from weightspace.graphs.labels import IntArray
-from weightspace.graphs.layout_recorder import LayoutRecorder
-from weightspace.graphs.neurons import Neurons
-from weightspace.graphs.parameter_labels import ParameterLabels
+from weightspace.graphs.labels.neurons import Neurons
+from weightspace.graphs.labels.parameter_labels import ParameterLabels
+from weightspace.graphs.labels.pool import IntArray
+from weightspace.graphs.nodes.layout_recorder import LayoutRecorder
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.propagation import Propagation
 

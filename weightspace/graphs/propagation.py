@@ -13,13 +13,11 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from weightspace.errors import UnsupportedModuleError, WeightspaceError
-from weightspace.graphs.constants import Constants, varying_axes
-from weightspace.graphs.labels import IntArray
-from weightspace.graphs.neuron_flow import NeuronFlow, module_path
-from weightspace.graphs.neurons import Neurons
-from weightspace.graphs.parameter_labels import ParameterLabels
-from weightspace.graphs.parameter_view import ParameterView
-from weightspace.graphs.stacked import (
+from weightspace.graphs.labels.constants import Constants, varying_axes
+from weightspace.graphs.labels.neurons import Neurons
+from weightspace.graphs.labels.parameter_labels import ParameterLabels
+from weightspace.graphs.labels.pool import IntArray
+from weightspace.graphs.labels.stacked import (
     in_stored_order,
     parted_labels,
     read_one_by_one,
@@ -27,7 +25,9 @@ from weightspace.graphs.stacked import (
     stacked_labels,
     whole_rows,
 )
-from weightspace.graphs.values import Component, Value, combine
+from weightspace.graphs.labels.values import Component, Value, combine
+from weightspace.graphs.nodes.neuron_flow import NeuronFlow, module_path
+from weightspace.graphs.parameter_view import ParameterView
 
 __all__ = ["Propagation", "has_rule", "register_rule"]
 

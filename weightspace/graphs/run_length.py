@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weightspace.graphs.labels import IntArray
+from weightspace.graphs.labels.pool import IntArray
 
 __all__ = ["runs", "unruns"]
 

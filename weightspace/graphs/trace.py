@@ -19,14 +19,14 @@ from weightspace.errors import ShapeError, SpecError, UnsupportedModuleError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.graphs.decomposition import decompose_unknown
 from weightspace.graphs.execution import ProgramRunner
-from weightspace.graphs.find_scaling import find_scaling
+from weightspace.graphs.labels.values import Component, without_constant_axes
 from weightspace.graphs.layout_building import build_layout
-from weightspace.graphs.operator_graph import OperatorGraph
-from weightspace.graphs.operator_reading import read_operations
+from weightspace.graphs.operators.operator_graph import OperatorGraph
+from weightspace.graphs.operators.operator_reading import read_operations
 from weightspace.graphs.parameter_graph import ParameterGraph
 from weightspace.graphs.propagation import Propagation
-from weightspace.graphs.values import Component, without_constant_axes
-from weightspace.graphs.verification import Verification, verify_symmetry
+from weightspace.graphs.symmetries.find_scaling import find_scaling
+from weightspace.graphs.symmetries.verification import Verification, verify_symmetry
 from weightspace.graphs.weight_space import WeightSpace
 
 __all__ = ["Trace", "trace"]

@@ -18,21 +18,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from weightspace.errors import ShapeError, SpecError
-from weightspace.graphs.axis_blocks import FIXED, axis_parts, stack_slices
-from weightspace.graphs.canonical import Canonicaliser
 from weightspace.graphs.compaction import colour_by_axes, compact
-from weightspace.graphs.label_graph import LabelGraph, Solution, solve
-from weightspace.graphs.label_sampling import log_order, random_source
-from weightspace.graphs.labels import IntArray
-from weightspace.graphs.neuron_permutation import NeuronPermutation
-from weightspace.graphs.neuron_symmetry import NeuronSymmetry
-from weightspace.graphs.parameter_labels import ParameterLabels
+from weightspace.graphs.labels.axis_blocks import FIXED, axis_parts, stack_slices
+from weightspace.graphs.labels.label_graph import LabelGraph, Solution, solve
+from weightspace.graphs.labels.label_sampling import log_order, random_source
+from weightspace.graphs.labels.parameter_labels import ParameterLabels
+from weightspace.graphs.labels.pool import IntArray
+from weightspace.graphs.labels.values import Component
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.propagation import Propagation
 from weightspace.graphs.run_length import runs, unruns
-from weightspace.graphs.scaling import KINDS, Scaling
-from weightspace.graphs.values import Component
-from weightspace.graphs.verification import Verification, verify_symmetry
+from weightspace.graphs.symmetries.canonical import Canonicaliser
+from weightspace.graphs.symmetries.neuron_permutation import NeuronPermutation
+from weightspace.graphs.symmetries.neuron_symmetry import NeuronSymmetry
+from weightspace.graphs.symmetries.scaling import KINDS, Scaling
+from weightspace.graphs.symmetries.verification import Verification, verify_symmetry
 
 __all__ = ["Block", "NeuronGroup", "WeightSpace"]
 
@@ -416,7 +416,7 @@ class WeightSpace:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of symmetry the architecture has, out of :data:`~weightspace.graphs.scaling.KINDS`."""
+        """Kinds of symmetry the architecture has, out of :data:`~weightspace.graphs.symmetries.scaling.KINDS`."""
         return (*(("permutation",) if self.permutable else ()), *self.scaling.kinds)
 
     @cached_property

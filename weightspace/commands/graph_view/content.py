@@ -7,9 +7,9 @@ import numpy as np
 
 from weightspace.commands.graph_view.summary import GroupRow
 from weightspace.graphs import OperatorGraph, ParameterGraph, WeightSpace, diagram_layout
-from weightspace.graphs.diagram import Box, Diagram
-from weightspace.graphs.drawing import FAMILY_COLOURS, KIND_COLOURS
-from weightspace.graphs.neuron_places import bends, neuron_places
+from weightspace.graphs.drawing.diagram import Box, Diagram
+from weightspace.graphs.drawing.drawing import FAMILY_COLOURS, KIND_COLOURS
+from weightspace.graphs.drawing.neuron_places import bends, neuron_places
 
 __all__ = ["page_content"]
 

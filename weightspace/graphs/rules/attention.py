@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from weightspace.graphs.labels.values import Component, Value, combine
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
 from weightspace.graphs.rules.contraction import contract
-from weightspace.graphs.values import Component, Value, combine
 
 aten = torch.ops.aten
 

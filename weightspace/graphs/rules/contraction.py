@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from weightspace.graphs.labels.stacked import relabel_stack
+from weightspace.graphs.labels.values import Value, combine, map_axes, reshape
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
 from weightspace.graphs.rules.linear import linear
-from weightspace.graphs.stacked import relabel_stack
-from weightspace.graphs.values import Value, combine, map_axes, reshape
 
 aten = torch.ops.aten
 

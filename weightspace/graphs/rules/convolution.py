@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from weightspace.graphs.labels import IntArray
-from weightspace.graphs.parameter_labels import ParameterLabels
+from weightspace.graphs.labels.parameter_labels import ParameterLabels
+from weightspace.graphs.labels.pool import IntArray
+from weightspace.graphs.labels.values import Component, Value, combine, reshape
 from weightspace.graphs.propagation import Propagation, register_rule
-from weightspace.graphs.values import Component, Value, combine, reshape
 
 aten = torch.ops.aten
 

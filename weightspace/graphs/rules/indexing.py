@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from weightspace.graphs.labels.values import Component, Value, combine, map_axes, reshape
 from weightspace.graphs.propagation import LETTERS, Propagation, aligned, register_rule
 from weightspace.graphs.rules.movement import cat, take, take_slice
 from weightspace.graphs.rules.ordering import along_slices
 from weightspace.graphs.rules.refused import shape_of_values
-from weightspace.graphs.values import Component, Value, combine, map_axes, reshape
 
 aten = torch.ops.aten
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from weightspace.graphs.neuron_flow import carries
+from weightspace.graphs.labels.values import Value, combine
+from weightspace.graphs.nodes.neuron_flow import carries
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
-from weightspace.graphs.values import Value, combine
 
 aten = torch.ops.aten
 

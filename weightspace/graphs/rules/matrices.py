@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from weightspace.graphs.labels.values import Component, Value, combine
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
 from weightspace.graphs.rules.normalisation import layer_norm
 from weightspace.graphs.rules.ordering import along_slices
 from weightspace.graphs.rules.reduction import reduced_labels, reduction
-from weightspace.graphs.values import Component, Value, combine
 
 aten = torch.ops.aten
 

@@ -10,12 +10,20 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from weightspace.graphs.labels import IntArray
-from weightspace.graphs.neuron_flow import carries, place_name
-from weightspace.graphs.neurons import Neurons, spread
+from weightspace.graphs.labels.neurons import Neurons, spread
+from weightspace.graphs.labels.pool import IntArray
+from weightspace.graphs.labels.values import (
+    Component,
+    Value,
+    along,
+    combine,
+    joint_labels,
+    map_axes,
+    without_constant_axes,
+)
+from weightspace.graphs.labels.values import reshape as reshape_labels
+from weightspace.graphs.nodes.neuron_flow import carries, place_name
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
-from weightspace.graphs.values import Component, Value, along, combine, joint_labels, map_axes, without_constant_axes
-from weightspace.graphs.values import reshape as reshape_labels
 
 aten = torch.ops.aten
 

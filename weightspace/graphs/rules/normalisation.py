@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from weightspace.graphs.neuron_flow import place_name
-from weightspace.graphs.neurons import Neurons
+from weightspace.graphs.labels.neurons import Neurons
+from weightspace.graphs.labels.values import Value, combine
+from weightspace.graphs.nodes.neuron_flow import place_name
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule, unflattened
-from weightspace.graphs.values import Value, combine
 
 aten = torch.ops.aten
 
@@ -64,6 +64,17 @@ def batch_norm(
     chain = "batch_norm" if x.neurons and x.neurons.chain else ""
     out = _per_channel(p, node, x, p.shape(node, 0), vectors, chain)
     return out, Value((0,), ()), Value((0,), ())
+
+
+@register_rule(aten._native_batch_norm_legit.no_stats)
+def batch_norm_of_this_batch(
+    p: Propagation, node: Node, x: Value, scale: Value | None, shift: Value | None, *_: Any
+) -> tuple[Value, ...]:
+    """Batch norm by the statistics of its input (also how weights are standardised), which it returns."""
+    out = _per_channel(p, node, x, p.shape(node, 0), {"norm_scale": scale, "norm_shift": shift}, "batch_norm", [[1]])
+    letters = LETTERS[: len(x.shape)]
+    channels = combine(p.labels, [(x.components, letters)], letters[1], [letters[1]])
+    return out, Value(p.shape(node, 1), channels), Value(p.shape(node, 2), channels)
 
 
 @register_rule(aten.batch_norm.default)

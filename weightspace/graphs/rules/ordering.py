@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from weightspace.graphs.labels.values import Component, Value
 from weightspace.graphs.propagation import Propagation, register_rule
 from weightspace.graphs.rules.reduction import reduced_labels
-from weightspace.graphs.values import Component, Value
 
 aten = torch.ops.aten
 

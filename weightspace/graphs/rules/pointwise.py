@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from weightspace.graphs.neuron_flow import carries, place_name
-from weightspace.graphs.neurons import Neurons
+from weightspace.graphs.labels.neurons import Neurons
+from weightspace.graphs.labels.stacked import joint_as
+from weightspace.graphs.labels.values import Value, combine
+from weightspace.graphs.nodes.neuron_flow import carries, place_name
 from weightspace.graphs.propagation import LETTERS, Propagation, aligned, register_rule
-from weightspace.graphs.stacked import joint_as
-from weightspace.graphs.values import Value, combine
 
 aten = torch.ops.aten
 

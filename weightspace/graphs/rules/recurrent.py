@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from weightspace.graphs.labels import IntArray
-from weightspace.graphs.neuron_flow import carries
-from weightspace.graphs.neurons import Neurons
+from weightspace.graphs.labels.neurons import Neurons
+from weightspace.graphs.labels.pool import IntArray
+from weightspace.graphs.labels.values import Component, Value, along, combine, split_product
+from weightspace.graphs.nodes.neuron_flow import carries
 from weightspace.graphs.propagation import Propagation, register_rule
 from weightspace.graphs.rules.movement import concatenate
 from weightspace.graphs.rules.ordering import is_read
 from weightspace.graphs.rules.recurrent_nodes import cell_nodes, row_of, state_nodes
-from weightspace.graphs.values import Component, Value, along, combine, split_product
 
 aten = torch.ops.aten
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch.fx import Node
 
-from weightspace.graphs.labels import IntArray
-from weightspace.graphs.neuron_flow import module_path
-from weightspace.graphs.neurons import Neurons
+from weightspace.graphs.labels.neurons import Neurons
+from weightspace.graphs.labels.pool import IntArray
+from weightspace.graphs.labels.values import Component, Value
+from weightspace.graphs.nodes.neuron_flow import module_path
 from weightspace.graphs.propagation import Propagation
-from weightspace.graphs.values import Component, Value
 
 __all__ = ["cell_nodes", "row_of", "state_nodes"]
 

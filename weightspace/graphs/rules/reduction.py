@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from weightspace.graphs.neuron_flow import place_name
+from weightspace.graphs.labels.values import Component, Value, combine
+from weightspace.graphs.nodes.neuron_flow import place_name
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
-from weightspace.graphs.values import Component, Value, combine
 
 aten = torch.ops.aten
 

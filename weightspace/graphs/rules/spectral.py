@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from weightspace.graphs.labels.stacked import joint_as
+from weightspace.graphs.labels.values import Value, combine, map_axes, reshape
 from weightspace.graphs.propagation import Propagation, register_rule
 from weightspace.graphs.rules.ordering import along_slices
-from weightspace.graphs.stacked import joint_as
-from weightspace.graphs.values import Value, combine, map_axes, reshape
 
 aten = torch.ops.aten
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from weightspace.graphs.labels.values import Value
 from weightspace.graphs.propagation import Propagation, register_rule
 from weightspace.graphs.rules.pointwise import identity, pointwise
-from weightspace.graphs.values import Value
 
 aten = torch.ops.aten
 

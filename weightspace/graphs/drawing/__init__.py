@@ -1,0 +1,1 @@
+"""Pictures of parameter graphs and operator graphs."""

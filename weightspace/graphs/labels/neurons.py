@@ -1,0 +1,86 @@
+"""Nodes of the parameter graph along the axes of a tensor, and the index work on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from weightspace.graphs.labels.pool import IntArray
+
+__all__ = ["Neurons", "by_node", "occurrences", "runs", "spread"]
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Which nodes stand along the axes of a tensor.
+
+    Args:
+        dims: Axes (ascending, none of size 1) along which the node differs; empty for a single node.
+        ids: Node of every position along those axes.
+        chain: Pointwise operations applied since the nodes were written.
+        gain: Constant factor applied before the first of them.
+    """
+
+    dims: tuple[int, ...]
+    ids: IntArray
+    chain: tuple[str, ...] = ()
+    gain: float = 1.0
+
+    @classmethod
+    def along(cls, dims: tuple[int, ...], ids: IntArray) -> Neurons:
+        """Nodes fresh from the operation that wrote them; axes of size 1 are left out."""
+        return cls((), ids).moved(dims, ids)
+
+    def moved(self, dims: tuple[int, ...], ids: IntArray) -> Neurons:
+        """The same nodes along other axes."""
+        keep = [k for k in range(ids.ndim) if ids.shape[k] != 1]
+        return replace(self, dims=tuple(dims[k] for k in keep), ids=ids.reshape([ids.shape[k] for k in keep]))
+
+    def then(self, operation: str) -> Neurons:
+        """The same nodes behind one more pointwise operation."""
+        return replace(self, chain=(*self.chain, operation))
+
+    def scaled(self, factor: float) -> Neurons:
+        """The same nodes times a constant; behind an activation a factor is not part of it."""
+        return self if self.chain else replace(self, gain=self.gain * factor)
+
+
+def spread(ids: IntArray, dims: Sequence[int], all_dims: Sequence[int], sizes: Sequence[int]) -> IntArray:
+    """Nodes over the axes ``dims`` repeated along all axes ``all_dims`` (both ascending) of these sizes."""
+    shape = [n if d in dims else 1 for d, n in zip(all_dims, sizes, strict=True)]
+    return np.broadcast_to(ids.reshape(shape), tuple(sizes))
+
+
+def by_node(ids: IntArray) -> tuple[tuple[int, ...], IntArray, int] | None:
+    """Order that sorts positions by node (first appearance), the nodes, and how often each occurs if equally often."""
+    nodes, first, inverse, counts = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
+    if len(set(counts.tolist())) != 1:
+        return None
+    appearance = np.argsort(first)
+    rank = np.argsort(appearance)
+    order = np.argsort(rank[inverse.reshape(-1)], kind="stable")
+    return tuple(order.tolist()), nodes[appearance], int(counts[0])
+
+
+def runs(keys: IntArray) -> list[tuple[int, int]]:
+    """Maximal runs of equal rows."""
+    change = np.flatnonzero((keys[1:] != keys[:-1]).any(1)) + 1
+    edges = [0, *change.tolist(), len(keys)]
+    return [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+
+
+def occurrences(rows: IntArray) -> list[tuple[int, ...]]:
+    """Columns cut into sets in none of which a row repeats a node: each goes by the most often seen of its nodes."""
+    seen: list[Counter[int]] = [Counter() for _ in rows]
+    parts: list[list[int]] = []
+    for k, column in enumerate(rows.T.tolist()):
+        turn = max((count[node] for node, count in zip(column, seen, strict=True)), default=0)
+        for node, count in zip(column, seen, strict=True):
+            count[node] = turn + 1
+        if turn == len(parts):
+            parts.append([])
+        parts[turn].append(k)
+    return [tuple(part) for part in parts]

@@ -1,0 +1,1 @@
+"""Bringing one network onto another."""

@@ -1,0 +1,1 @@
+"""Nodes of the parameter graph, followed through a program."""

@@ -1,0 +1,342 @@
+"""What rules say about nodes of the parameter graph, beside what they say about labels.
+
+A rule that knows how nodes run through its operator calls a helper here. One that does not may return a value without
+neurons: the flow is taken up again by label where some later operation reads an axis of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch.fx import Node
+
+from weightspace.graphs.labels.neurons import Neurons, spread
+from weightspace.graphs.labels.pool import IntArray, Labels
+from weightspace.graphs.labels.values import Value
+from weightspace.graphs.nodes.layout_recorder import LayoutRecorder
+from weightspace.graphs.parameter_view import ParameterView
+
+__all__ = ["NeuronFlow", "carries", "module_path", "place_name"]
+
+
+def module_path(node: Node) -> str:
+    """Path of the module that a node came from, ``""`` for the traced module itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [path for path, _ in stack.values()][-1] if stack else ""
+
+
+def place_name(node: Node) -> str:
+    """Name for the nodes that an operation without parameters writes."""
+    return ".".join(x for x in (module_path(node), node.name) if x)
+
+
+class NeuronFlow:
+    """The label pool and the layout recorder of a walk, and how operations read and write nodes."""
+
+    def __init__(self) -> None:
+        self.labels = Labels()
+        self.recorder = LayoutRecorder(self.labels)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def axis_labels(self, value: Value, dims: tuple[int, ...]) -> IntArray | None:
+        """Labels along some axes (ascending) if those alone tell them; nothing is stated about the labels."""
+        component = value.component_of(dims[0])
+        if component is None or not set(dims) <= set(component.dims):
+            return None
+        labels = self.labels.find(component.labels)
+        order = [component.dims.index(d) for d in dims]
+        rest = [k for k in range(labels.ndim) if k not in order]
+        rows = labels.transpose(*order, *rest).reshape(*(labels.shape[k] for k in order), -1)
+        return rows[..., 0] if (rows == rows[..., :1]).all() else None
+
+    def note_labels(self, value: Value) -> None:
+        """Let the nodes along the axes of a value remember its labels."""
+        if value.neurons is not None and value.neurons.dims:
+            labels = self.axis_labels(value, value.neurons.dims)
+            if labels is not None:
+                self.recorder.label(value.neurons.ids, labels)
+
+    def passed_on(self, value: Value, operands: Sequence[Value]) -> Value:
+        """A result whose rule says nothing of nodes: those of an operand that carry its labels, if there are any."""
+        if value.neurons is not None or value.origin != "activation":
+            return value
+        moving = [c for c in value.components if not self.recorder.all_held(c.labels)]
+        for operand in operands if len(moving) == 1 else ():
+            if operand.neurons is None or not operand.neurons.dims:
+                continue
+            nodes = self.recorder.carriers(operand.neurons.ids, moving[0].labels)
+            if nodes is not None:
+                return replace(value, neurons=operand.neurons.moved(moving[0].dims, nodes))
+        return value
+
+    def neurons_of(self, value: Value, dim: int, name: str = "taken up", equal: IntArray | None = None) -> Neurons:
+        """Nodes of an activation; where they are not known they are found by label along axis ``dim``.
+
+        Held positions are those of an input, whose nodes are made when an axis is first read. Where all positions are
+        equal, ``equal`` are the labels by which they may still be told apart.
+        """
+        if value.neurons is not None:
+            return value.neurons
+        component = value.component_of(dim % len(value.shape))
+        if component is None and equal is not None and not self.recorder.all_held(equal):
+            return Neurons.along((dim % len(value.shape),), self.recorder.nodes_of(equal, name))
+        if component is None or self.recorder.all_held(component.labels):
+            return self.recorder.input_neurons(value.inputs, value.shape[dim], dim)
+        return Neurons.along(component.dims, self.recorder.nodes_of(component.labels, name))
+
+    def channel_neurons(self, node: Node, value: Value, dim: int, equal: IntArray | None = None) -> IntArray:
+        """Node of every position along axis ``dim``, of shape ``(size,)``; links are added where several share one."""
+        dim %= len(value.shape)
+        return self.read_axes(node, value, (dim,), equal=equal)
+
+    def read_axes(
+        self,
+        node: Node,
+        value: Value,
+        dims: tuple[int, ...],
+        batch: tuple[int, ...] = (),
+        equal: IntArray | None = None,
+    ) -> IntArray:
+        """Node of every position along the axes ``dims`` and ``batch`` (in this order), which an operation reads.
+
+        Along ``batch`` the nodes need not differ.
+        """
+        both = tuple(sorted((*dims, *batch)))
+        sizes = [value.shape[d] for d in both]
+        neurons = self.neurons_of(value, dims[-1], f"{module_path(node) or node.name}.input", equal)
+        wide = {d for d in dims if value.shape[d] > 1}
+        if set(neurons.dims) - set(both) or (neurons.dims and wide - set(neurons.dims)):
+            where = tuple(sorted(wide | (set(neurons.dims) & set(both))))
+            shape = [value.shape[d] for d in where]
+            linked = self.recorder.link(
+                "link", f"{module_path(node) or node.name}.input", neurons, where or (dims[-1],), shape or [1]
+            )
+            labels = self.axis_labels(value, linked.dims) if linked.dims else None
+            if labels is not None:
+                self.recorder.tie("same", self.recorder.known(labels), linked.ids)
+                self.recorder.label(linked.ids, labels)
+            neurons = linked
+        self.recorder.read(neurons)
+        ids = spread(neurons.ids, neurons.dims, both, sizes)
+        return ids.transpose([both.index(d) for d in (*dims, *batch)])
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def weighted(
+        self,
+        node: Node,
+        value: Value,
+        dim: int,
+        weight: Value,
+        view: ParameterView | None,
+        out: int,
+        bias: Value | None,
+        groups: int = 1,
+        inputs: IntArray | None = None,
+    ) -> Neurons:
+        """Neurons behind an operation with a weight of view ``(groups, out, inputs, *kernel)`` and maybe a bias.
+
+        ``dim`` is the axis of the channels, before and after. A weight that is computed from parameters leaves them to
+        be connected by their labels; a constant or generated one is a parameter-free link. ``inputs`` are the labels of
+        the axis of the weight that reads the channels.
+        """
+        source = self.channel_neurons(node, value, dim, inputs).reshape(groups, -1)
+        name = weight.view.parameter.removesuffix(".weight") if weight.view else module_path(node) or node.name
+        target = self.recorder.add_layer(name, out, "hidden", site=node.name)
+        if view is not None:
+            self.recorder.add_weight(view, source, target.reshape(groups, -1))
+        elif weight.origin == "computed":
+            self.recorder.hint(weight.parameters, source, target)
+        else:
+            self.recorder.add_block("link", None, source, target.reshape(groups, -1))
+        if bias is not None:
+            self.vector("bias", bias, target)
+        return Neurons.along((dim % len(value.shape),), target)
+
+    def looked_up(self, node: Node, table: Value, index: Value, rank: int) -> Neurons | None:
+        """Neurons along the last axis of rows of a table (of this rank): a weight whose inputs are the entries."""
+        if index.origin != "activation" or table.view is None:
+            return None
+        entries, features = table.shape
+        source = np.broadcast_to(self.recorder.input_neurons(index.inputs, entries, 0).ids, (entries,))
+        target = self.recorder.add_layer(table.view.parameter.removesuffix(".weight"), features, "hidden", node.name)
+        self.recorder.add_weight(table.view.permute(1, 0).reshape(1, features, entries), source[None], target[None])
+        return Neurons.along((rank - 1,), target)
+
+    def matrix(self, weight: Value, source: IntArray, target: IntArray) -> None:
+        """Record a weight of shape ``(out, inputs)`` between nodes of these shapes."""
+        if weight.view is not None:
+            self.recorder.add_weight(weight.view.reshape(1, *weight.shape), source[None], target[None])
+        else:
+            self.recorder.hint(weight.parameters, source, target)
+
+    def vector(self, role: str, value: Value, target: IntArray) -> None:
+        """Record a parameter that acts on neurons one to one; ``target`` has its shape."""
+        if value.view is not None:
+            self.recorder.add_vector(role, value.view, target)
+        elif value.origin == "computed":
+            self.recorder.hint(value.parameters, target)
+
+    def broadcast_vector(
+        self, role: str, value: Value, dims: tuple[int, ...], neurons: Neurons, shape: Sequence[int]
+    ) -> None:
+        """Record a parameter that acts on neurons along the axes ``dims`` of a result of this shape.
+
+        Where its entries act on several neurons each, they get nodes of their own that are linked to those.
+        """
+        if value.origin not in ("parameter", "computed"):
+            return
+        extra = tuple(d for d in dims if d not in neurons.dims)
+        moving = [self._own_labels(value, d, len(shape)) for d in extra]
+        if value.view is None or any(m is not None and not self.recorder.all_held(m) for m in moving):
+            self.recorder.hint(value.parameters, neurons.ids)
+            return
+        if set(neurons.dims) - set(dims):
+            name = f"{value.view.parameter}.neurons"
+            where = tuple(d for d in neurons.dims if d in dims)
+            sizes = [shape[d] for d in where]
+            own = self.recorder.add_layer(name, math.prod(sizes), "hidden").reshape(sizes)
+            self.recorder.connect(role, Neurons(where, own), neurons.dims, neurons.ids)
+            neurons = Neurons(where, own)
+        target = spread(neurons.ids, neurons.dims, dims, [shape[d] for d in dims])
+        self.recorder.add_vector(role, value.view, target.reshape(value.shape))
+
+    def _own_labels(self, value: Value, dim: int, rank: int) -> IntArray | None:
+        component = value.component_of(dim - rank + len(value.shape))
+        return None if component is None else component.labels
+
+    def constant_neurons(self, node: Node, value: Value, dim: int) -> Neurons:
+        """Nodes along one axis of a constant."""
+        name = f"{place_name(node)}.constant"
+        own = Neurons.along((dim,), self.recorder.add_layer(name, value.shape[dim], "constant"))
+        labels = self.axis_labels(value, (dim,)) if own.dims else None
+        if labels is not None:
+            self.recorder.label(own.ids, labels)
+        return own
+
+    def parameter_neurons(self, node: Node, value: Value, dims: tuple[int, ...] = ()) -> Neurons:
+        """Nodes of a parameter that is used as an activation, each written by the entries at its position.
+
+        They stand along the first of ``dims`` that is no single position, or the last axis.
+        """
+        last = max((d for d, n in enumerate(value.shape) if n > 1), default=0)
+        dim = next((d for d in dims if value.shape[d] > 1), last)
+        size = value.shape[dim] if value.shape else 1
+        name = value.view.parameter if value.view else place_name(node)
+        own = Neurons.along((dim,), self.recorder.add_layer(f"{name}.neurons", size, "hidden"))
+        labels = self.axis_labels(value, (dim,)) if own.dims else None
+        if labels is not None:
+            self.recorder.label(own.ids, labels)
+        wide = tuple(d for d, n in enumerate(value.shape) if n > 1)
+        self.broadcast_vector("bias", value, wide, own, value.shape)
+        return own
+
+    # -- products ------------------------------------------------------------------------------------------------
+
+    def product(
+        self, node: Node, operands: Sequence[tuple[Value, str]], out: str, roles: Sequence[str] = ("left", "right")
+    ) -> Neurons | None:
+        """Neurons behind a contraction of activations and parameters, one letter per axis.
+
+        Two activations meet in a node per combination of the neurons they vary along; those that are summed over are
+        gathered by a link. A parameter is a weight between the letters it shares with the activation and its others.
+        """
+        operands = [(v, "".join("." if n == 1 else c for c, n in zip(s, v.shape, strict=True))) for v, s in operands]
+        acts = [(v, s, r) for (v, s), r in zip(operands, (*roles, *roles), strict=False) if carries(v)]
+        weights = [(v, s) for v, s in operands if v.origin in ("parameter", "computed") and not carries(v)]
+        if not acts:
+            return None
+        wanted = {*out, *(c for _, s in weights for c in s)}
+        made, letters, size = self._meet(node, acts, wanted)
+        if len(weights) == 1 and weights[0][0].view is not None:
+            x = acts[0][0] if len(acts) == 1 else Value(tuple(size[c] for c in letters), (), neurons=made)
+            return self._weighted_product(node, x, acts[0][1] if len(acts) == 1 else letters, *weights[0], out)
+        for value, _ in weights:
+            self.recorder.hint(value.parameters, *(made.ids for _ in "1" if made is not None))
+        if made is None or any(c in out and c not in letters for _, s in weights for c in s):
+            return None
+        return _renamed(made, letters, out)
+
+    def _meet(
+        self, node: Node, acts: Sequence[tuple[Value, str, str]], wanted: Collection[str]
+    ) -> tuple[Neurons | None, str, dict[str, int]]:
+        """Nodes where activations meet, with the letters of their axes; those not wanted further are summed over."""
+        size = {c: n for v, s, _ in acts for c, n in zip(s, v.shape, strict=True) if c != "."}
+        letters = "".join(sorted(size))
+        known = [(r, s, self._known_neurons(v)) for v, s, r in acts]
+        parts = [(r, _renamed(n, s, letters)) for r, s, n in known if n is not None and n.dims]
+        if not parts:
+            return None, letters, size
+        dims = tuple(sorted({d for _, n in parts for d in n.dims}))
+        made = parts[0][1]
+        if len(parts) > 1:
+            made = self.recorder.link_all(place_name(node), parts, dims, [size[letters[d]] for d in dims])
+        kept = tuple(d for d in made.dims if letters[d] in wanted)
+        if len(kept) < len(made.dims):
+            made = self.recorder.link("link", f"{place_name(node)}.sum", made, kept, [size[letters[d]] for d in kept])
+        return made, letters, size
+
+    def _known_neurons(self, value: Value) -> Neurons | None:
+        """Neurons of an operand; found by label along the axes that may move where they are not known."""
+        if value.neurons is not None:
+            return value.neurons
+        moving = [c for c in value.components if not self.recorder.all_held(c.labels)]
+        if len(moving) != 1:
+            return None
+        return Neurons.along(moving[0].dims, self.recorder.nodes_of(moving[0].labels, "taken up"))
+
+    def _weighted_product(self, node: Node, x: Value, xs: str, weight: Value, ws: str, out: str) -> Neurons:
+        """One activation with one parameter: shared letters that stay are groups, those summed over inputs."""
+        assert weight.view is not None
+        groups = [c for c in ws if c != "." and c in xs and c in out]
+        inputs = [c for c in ws if c != "." and c in xs and c not in out]
+        outs = [c for c in ws if c != "." and c not in xs and c in out]
+        rest = [c for c in ws if c == "." or not (c in xs or c in out)]
+        size = {c: n for v, s in ((x, xs), (weight, ws)) for c, n in zip(s, v.shape, strict=True)}
+        if inputs:
+            source = self.read_axes(node, x, tuple(map(xs.index, inputs)), tuple(map(xs.index, groups)))
+            source = np.moveaxis(source, range(len(inputs)), range(len(groups), source.ndim))
+        else:
+            neurons = x.neurons if x.neurons is not None else self.neurons_of(x, len(x.shape) - 1)
+            where = tuple(sorted(map(xs.index, groups)))
+            linked = neurons
+            if set(neurons.dims) - set(where):
+                kept = tuple(d for d in neurons.dims if d in where)
+                linked = self.recorder.link(
+                    "link", f"{place_name(node)}.input", neurons, kept, [x.shape[d] for d in kept]
+                )
+            self.recorder.read(linked)
+            source = spread(linked.ids, linked.dims, where, [x.shape[d] for d in where])
+            source = source.transpose([where.index(xs.index(c)) for c in groups])
+        dots = [d for d, c in enumerate(ws) if c in rest]
+        order = [*(ws.index(c) for c in (*groups, *outs, *inputs)), *dots]
+
+        def count(letters: Sequence[str]) -> int:
+            return math.prod(size[c] for c in letters)
+
+        places = [weight.shape[d] for d in dots if weight.shape[d] > 1]
+        view = weight.view.permute(*order).reshape(count(groups), count(outs), count(inputs), *places)
+        letters = [*groups, *outs]
+        name = weight.view.parameter.removesuffix(".weight")
+        target = self.recorder.add_layer(name, count(letters), "hidden", site=node.name)
+        self.recorder.add_weight(view, source.reshape(count(groups), -1), target.reshape(count(groups), -1))
+        made = target.reshape([size[c] for c in letters])
+        axes = [out.index(c) for c in letters]
+        ranked = sorted(range(len(axes)), key=lambda k: axes[k])
+        return Neurons.along(tuple(axes[k] for k in ranked), made.transpose(ranked))
+
+
+def carries(value: Value) -> bool:
+    """Whether nodes run through a value: it depends on an input, or an operation with weights made it."""
+    return value.origin == "activation" or value.neurons is not None
+
+
+def _renamed(neurons: Neurons, letters: str, others: str) -> Neurons:
+    """The same nodes, with axes numbered as in another string of letters."""
+    places = [others.index(letters[d]) for d in neurons.dims]
+    order = sorted(range(len(places)), key=lambda k: places[k])
+    return neurons.moved(tuple(places[k] for k in order), neurons.ids.transpose(order))

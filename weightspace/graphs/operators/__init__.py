@@ -1,0 +1,1 @@
+"""Operator graphs: architectures without values."""

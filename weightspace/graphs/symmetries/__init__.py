@@ -1,0 +1,1 @@
+"""Group elements, scales and signs, canonical forms, verification."""
