@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -32,6 +33,11 @@ from weightspace.graphs.parameter_view import ParameterView
 __all__ = ["Propagation", "has_rule", "register_rule"]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+_CUTS = {
+    torch.ops.aten.slice.Tensor, torch.ops.aten.split.Tensor, torch.ops.aten.split_with_sizes.default,
+    torch.ops.aten.chunk.default, torch.ops.aten.narrow.default, torch.ops.aten.select.int, torch.ops.aten.unbind.int,
+}  # fmt: skip
 
 Rule = Callable[..., Any]  # returns a Value, or a tuple of them where the operator does
 _R = TypeVar("_R", bound=Rule)
@@ -188,6 +194,25 @@ class Propagation(NeuronFlow):
             if value.neurons is not None:
                 seen.append(value.neurons)
         return seen
+
+    def hold_unread(self) -> None:
+        """Fix the positions of weights that the program cuts off: positions beyond this input's length, unused weights.
+
+        Exchanging them would change nothing here, and everything for a longer input.
+        """
+        for node, value in list(self.values.items()):
+            if (
+                node.op != "placeholder"
+                or value.origin != "parameter"
+                or any(u.target not in _CUTS for u in node.users)
+            ):
+                continue
+            parts = _values_in([self.values[user] for user in node.users if user in self.values])
+            read = [self.labels.find(c.labels).reshape(-1) for v in parts for c in v.components]
+            known = np.concatenate([*read, np.zeros(0, np.int64)])
+            for component in value.components:
+                labels = self.labels.find(component.labels)
+                self.labels.fix(labels[~np.isin(labels, known)])
 
     # -- helpers for rules ---------------------------------------------------------------------------------------
 

@@ -80,6 +80,7 @@ class Trace:
                         "branches as modules of their own."
                     )
                 self._propagation.add_constant(node, constant, tuple(constant.shape))
+        self._propagation.hold_unread()
         self._outputs = self._propagation.hold_outputs(self._runner.user_outputs())
 
     def _add_placeholder(self, node: Any, spec: Any, tensors: dict[str, Tensor], aliases: dict[str, str]) -> None:

@@ -31,6 +31,8 @@ __all__ = [
 
 aten = torch.ops.aten
 
+_MOST_PARTS = 64
+
 
 def read_one_by_one(node: Node) -> bool:
     """Whether a program only ever takes single positions of the first axis of a stack of matrices."""
@@ -71,7 +73,9 @@ def row_parts(node: Node) -> IntArray | None:
     part = np.cumsum(starts) - 1
     for start, stop in spans:
         part[np.isin(part, part[start:stop])] = part[start]
-    return part if len(np.unique(part)) > 1 else None
+    read = np.unique([part[start] for start, _ in spans])
+    few = np.count_nonzero(np.diff(part)) < _MOST_PARTS
+    return part if len(read) > 1 and few and _chunk(part) > 1 else None
 
 
 def _spans(user: Node, rows: int) -> list[tuple[int, int]] | None:
@@ -93,8 +97,7 @@ def parted_labels(labels: Labels, shape: Sequence[int], part: IntArray) -> tuple
 
     The components are those of a view ``(chunks, rows of a chunk, ...)``, in which every chunk is in one part.
     """
-    cuts = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), shape[0]]
-    chunk = math.gcd(*np.diff(cuts).tolist())
+    chunk = _chunk(part)
     of_chunk = np.unique(part[::chunk], return_inverse=True)[1]
     components = [Component((0, 1), labels.new(shape[0]).reshape(-1, chunk))]
     for d, n in enumerate(shape[1:], 2):
@@ -102,6 +105,12 @@ def parted_labels(labels: Labels, shape: Sequence[int], part: IntArray) -> tuple
             own = np.stack([labels.new(n) for _ in range(of_chunk.max() + 1)])
             components.append(Component((0, d), own[of_chunk]))
     return tuple(components), chunk
+
+
+def _chunk(part: IntArray) -> int:
+    """Rows of the largest chunks that cut all parts evenly."""
+    cuts = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(part)]
+    return math.gcd(*np.diff(cuts).tolist())
 
 
 def whole_rows(components: Sequence[Component], chunk: int) -> tuple[Component, ...]:
