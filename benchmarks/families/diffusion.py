@@ -67,9 +67,9 @@ def unet_kandinsky() -> Subject:
 def unet_1d() -> Subject:
     """For audio and trajectories."""
     module = diffusers.UNet1DModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
         down_block_types=("DownBlock1DNoSkip", "AttnDownBlock1D"), up_block_types=("AttnUpBlock1D", "UpBlock1DNoSkip"),
-        mid_block_type="UNetMidBlock1D", extra_in_channels=16, time_embedding_type="fourier",
+        mid_block_type="UNetMidBlock1D", extra_in_channels=64, time_embedding_type="fourier",
         use_timestep_embedding=False,
     )  # fmt: skip
     return Subject(module, (signal(1, 4, 16), STEP), {"return_dict": False}, sample)
