@@ -198,18 +198,16 @@ MASKED = {
     "nystromformer": masked(
         "NystromformerConfig", "NystromformerForMaskedLM", SIZES, num_landmarks=4, length=8, segment_means_seq_len=8
     ),
-    # the transform holds the stream; free are the embedding, tied to the head, and a pooler that nothing reads: its
-    # rows, its columns and its bias
-    "fnet": masked("FNetConfig", "FNetForMaskedLM", SIZES, log_factorial(24, 24, 16, 16, 16, 16)),
+    # the transform holds the stream; free are the embedding, tied to the head, and the hidden layers
+    "fnet": masked("FNetConfig", "FNetForMaskedLM", SIZES, log_factorial(24, 24, 16)),
     # the table of rotations is a parameter: its two frequencies move with the Q/K dimensions of all layers
     "roformer": masked("RoFormerConfig", "RoFormerForMaskedLM", SIZES, ROTARY_FULL + log_factorial(2)),
     "esm": masked("EsmConfig", "EsmForMaskedLM", SIZES, position_embedding_type="rotary", mask_token_id=31),
     "modernbert": masked("ModernBertConfig", "ModernBertForMaskedLM", SIZES, cls_token_id=1, sep_token_id=2),
     "megatron_bert": masked("MegatronBertConfig", "MegatronBertForMaskedLM", SIZES, PLAIN),
     "rembert": masked("RemBertConfig", "RemBertForMaskedLM", SIZES, input_embedding_size=8, output_embedding_size=12),
-    # with a pooler that nothing reads: rows, columns, bias
-    "layoutlm": masked("LayoutLMConfig", "LayoutLMForMaskedLM", SIZES, PLAIN + log_factorial(16, 16, 16)),
-    "ibert": masked("IBertConfig", "IBertForMaskedLM", SIZES),
+    "layoutlm": masked("LayoutLMConfig", "LayoutLMForMaskedLM", SIZES, PLAIN),
+    "ibert": masked("IBertConfig", "IBertForMaskedLM", SIZES, PLAIN),
     "canine": masked(
         "CanineConfig", "CanineForSequenceClassification", SIZES, num_hash_functions=4, num_hash_buckets=64,
         local_transformer_stride=4, downsampling_rate=4, upsampling_kernel_size=4, length=16,

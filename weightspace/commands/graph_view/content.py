@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from weightspace.commands.graph_view.summary import GroupRow
-from weightspace.graphs import OperatorGraph, ParameterGraph, WeightSpace, diagram_layout
+from weightspace.graphs import OperatorGraph, ParameterGraph, WeightSpace
+from weightspace.graphs.drawing import diagram_layout
 from weightspace.graphs.drawing.diagram import Box, Diagram
 from weightspace.graphs.drawing.drawing import FAMILY_COLOURS, KIND_COLOURS
 from weightspace.graphs.drawing.neuron_places import bends, neuron_places

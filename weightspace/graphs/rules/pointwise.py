@@ -131,6 +131,8 @@ def _join(
 
 def _told_apart(p: Propagation, value: Value, dim: int) -> Neurons | None:
     """Nodes along an axis of a value without known ones, unless its values are all the same there (a first state)."""
+    if not -len(value.shape) <= dim < len(value.shape):
+        return None
     if value.component_of(dim) is None and value.shape[dim] > 1:
         return None
     return p.neurons_of(value, dim)
