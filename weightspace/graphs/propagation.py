@@ -200,19 +200,16 @@ class Propagation(NeuronFlow):
 
         Exchanging them would change nothing here, and everything for a longer input.
         """
-        for node, value in list(self.values.items()):
-            if (
-                node.op != "placeholder"
-                or value.origin != "parameter"
-                or any(u.target not in _CUTS for u in node.users)
-            ):
-                continue
-            parts = _values_in([self.values[user] for user in node.users if user in self.values])
-            read = [self.labels.find(c.labels).reshape(-1) for v in parts for c in v.components]
-            known = np.concatenate([*read, np.zeros(0, np.int64)])
-            for component in value.components:
-                labels = self.labels.find(component.labels)
-                self.labels.fix(labels[~np.isin(labels, known)])
+        weights = [(n, v) for n, v in self.values.items() if n.op == "placeholder" and v.origin == "parameter"]
+        read = [np.zeros(0, np.int64)]
+        for node, value in weights:
+            cut = all(user.target in _CUTS for user in node.users)
+            parts = _values_in([self.values[u] for u in node.users if u in self.values]) if cut else [value]
+            read += [self.labels.find(c.labels).reshape(-1) for v in parts for c in v.components]
+        known = np.unique(np.concatenate(read))
+        for component in (c for _, value in weights for c in value.components):
+            labels = self.labels.find(component.labels)
+            self.labels.fix(labels[~np.isin(labels, known)])
 
     # -- helpers for rules ---------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Diagrams of networks: boxes inside boxes, in rows, with every line on a way of its own around the boxes.
 
-What a picture and an interactive page share. Places and sizes come later (:mod:`.drawing`, and the page itself), because
-they change when a module is opened or closed.
+What a picture and an interactive page share. Places and sizes come later (:mod:`.drawing`, and the page itself),
+because they change when a module is opened or closed.
 """
 
 from __future__ import annotations
