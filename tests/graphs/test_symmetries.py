@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -45,14 +47,14 @@ def branches(*functions: Callable[[Tensor], Tensor]) -> nn.Module:
     """3-5n-2, each function on five neurons."""
     n = len(functions)
 
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         return m.b(torch.cat([f(h) for f, h in zip(functions, m.a(x).chunk(n, 1), strict=True)], 1))
 
     return two(forward, 5 * n, 5 * n)
 
 
 def tied() -> nn.Module:
-    net = two(lambda m, x: m.b(torch.relu(m.a(x))), 3, 3)
+    net: Any = two(lambda m, x: m.b(torch.relu(m.a(x))), 3, 3)
     net.b = nn.Linear(3, 3)
     net.b.weight = net.a.weight  # rows times s_o, columns by 1 / s_i and the input is held: nothing is left
     return net
@@ -214,7 +216,7 @@ def test_batches_move_alike_and_gradients_flow() -> None:
     for k, network in enumerate((weights, {n: 2 * w for n, w in weights.items()})):
         _assert_close({n: w[k] for n, w in moved.items()}, space.apply(network, g))
     leaf = {n: w.clone().requires_grad_() for n, w in weights.items()}
-    sum(w.sum() for w in space.apply(leaf, g).values()).backward()
+    torch.stack([w.sum() for w in space.apply(leaf, g).values()]).sum().backward()
     factor = torch.stack([f.over(weights["c2.weight"].shape).expand(weights["c2.weight"].shape)
                           for f in g.factors["c2.weight"]]).prod(0)  # fmt: skip
     gradient = leaf["c2.weight"].grad
@@ -259,8 +261,8 @@ def test_sums_that_vanish_are_solved_for_the_latest_variable() -> None:
     e.zero([Term((0,), x), Term((0,), y), *e.negative([Term((0,), z)])])  # z = x + y
     e.zero([Term((0,), z), Term((0,), x)])  # so y = -2 x
     solved = e.solve()
-    assert solved.expression([(int(y[1]), 1)]) == {int(x[1]): -2}
-    assert solved.expression([(int(z[0]), 1)]) == {int(x[0]): -1}
+    assert solved.expression([(int(y[1]), Fraction(1))]) == {int(x[1]): -2}
+    assert solved.expression([(int(z[0]), Fraction(1))]) == {int(x[0]): -1}
 
 
 def test_sums_over_different_axes_are_each_constant() -> None:
@@ -268,8 +270,8 @@ def test_sums_over_different_axes_are_each_constant() -> None:
     rows, columns = e.fresh(3), e.fresh(4)
     e.zero([Term((0,), rows), Term((1,), columns)])
     solved = e.solve()
-    assert {solved.expression([(int(v), 1)])[int(rows[0])] for v in rows} == {1}
-    assert {solved.expression([(int(v), 1)])[int(rows[0])] for v in columns} == {-1}
+    assert {solved.expression([(int(v), Fraction(1))])[int(rows[0])] for v in rows} == {1}
+    assert {solved.expression([(int(v), Fraction(1))])[int(rows[0])] for v in columns} == {-1}
 
 
 def test_signs_add_modulo_two() -> None:

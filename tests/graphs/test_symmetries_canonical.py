@@ -150,11 +150,12 @@ def test_gradients_flow() -> None:
     v = {n: w.clone().requires_grad_() for n, w in weights("relu").items()}
     form = traced("relu").weight_space().canonicalise(v)
     form["0.weight"].square().sum().backward()
-    gradient, weight = v["0.weight"].grad, v["0.weight"].detach()
+    gradient, weight, shift = v["0.weight"].grad, v["0.weight"].detach(), v["0.bias"].grad
     assert gradient is not None
+    assert shift is not None
     assert gradient.abs().max() > 1e-3
     # the form does not change along a scaling of a neuron, so neither do functions of it
-    along = (gradient * weight).sum(1) + v["0.bias"].grad * v["0.bias"].detach()
+    along = (gradient * weight).sum(1) + shift * v["0.bias"].detach()
     assert along.abs().max() < 1e-12
 
 

@@ -178,9 +178,13 @@ class WeightSpace:
         """Class of every label of :attr:`parameters`; no symmetry exchanges labels of different classes."""
         return self._solution.cells
 
-    @cached_property
+    @property
     def coordinates(self) -> list[tuple[tuple[str, int], ...]]:
         """Group and index in it for every label of :attr:`parameters`, outermost group first; none where it is held."""
+        return self._coordinates
+
+    @cached_property
+    def _coordinates(self) -> list[tuple[tuple[str, int], ...]]:
         return [tuple((self._names[g], i) for g, i in c) for c in self._solution.coordinates]
 
     # -- group action --------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def solve(graph: LabelGraph) -> Solution:
     _describe(nodes, cells[nodes], edges_inside(nodes, kept), None, (), solution)
     for node in np.flatnonzero(~dropped & (twin != np.arange(graph.size))):
         solution.coordinates[node] = solution.coordinates[twin[node]]
-    for node in np.flatnonzero(dropped):
+    for node in np.flatnonzero(dropped).tolist():
         solution.coordinates[node] = _product(solution, graph, dropped, node)
     return solution
 

@@ -154,7 +154,7 @@ def descend(
 
 def match_of(space: WeightSpace, sources: Mapping[str, Tensor], history: Tensor, converged: Tensor) -> Match:
     """A match from permutations group by group, each of shape ``(N, *sizes of outer groups, size)``."""
-    coordinates = GroupCoordinates(space)  # pyright: ignore[reportArgumentType] (a cached property is not seen as one)
+    coordinates = GroupCoordinates(space)
     arrays = {name: s.cpu().numpy() for name, s in sources.items()}
     elements = [coordinates.element({name: s[k] for name, s in arrays.items()}) for k in range(len(converged))]
     return Match(space, tuple(elements), history.cpu(), converged.cpu())

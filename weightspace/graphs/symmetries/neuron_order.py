@@ -62,7 +62,8 @@ class NeuronOrder:
                 if all(g in place for g in chain):
                     flat = np.ravel_multi_index([place[g] for g in chain], self._coordinates.shape(group))
                     found.setdefault(group, []).append((position, int(flat)))
-        return {g: tuple(torch.tensor(rows).T) for g, rows in found.items()}
+        tables = {g: torch.tensor(rows).T for g, rows in found.items()}
+        return {g: (positions, neurons) for g, (positions, neurons) in tables.items()}
 
     def keys(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Keys of the neurons of every group, of shape ``(B, *copies, neurons)``."""

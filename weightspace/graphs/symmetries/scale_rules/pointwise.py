@@ -16,7 +16,7 @@ from weightspace.graphs.symmetries.scale_propagation import Phase, Raw, Scaled, 
 @scale_rule(
     "clone", "alias", "detach", "contiguous", "lift_fresh_copy", "dropout", "neg", "_to_copy", "to", "feature_dropout"
 )
-def proportional(w: ScaleWalk, node: Node, x: Any, *_: Any, **__: Any) -> Scaled | None:
+def proportional(w: ScaleWalk, node: Node, x: Any, *_: Any, **__: Any) -> Raw | Scaled | None:
     """f(s x) = s f(x) for all s."""
     if not node.meta["val"].is_floating_point():
         return None  # a cast to integers
@@ -169,7 +169,7 @@ def multiply(w: ScaleWalk, node: Node, x: Any, other: Any, **named: Any) -> Scal
             return Scaled(shape, w.exponents.negative(w.read(tensor)))
         return Scaled(shape, w.read(tensor), _through(tensor, 1 / number if divides else number))
     for operand in (x, other):
-        if w.fresh(operand) and np.prod(operand.shape) < 100_000:
+        if isinstance(operand, Raw) and w.fresh(operand) and np.prod(operand.shape) < 100_000:
             w.open_over(operand, range(len(operand.shape)))
     first, second = w.broadcast(x, shape), w.broadcast(other, shape)
     return Scaled(shape, w.exponents.simplified((*first, *(w.exponents.negative(second) if divides else second))))
