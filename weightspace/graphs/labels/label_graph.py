@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from weightspace.graphs.labels.label_reductions import by_cell, grid_cell, interchangeable, matched
 from weightspace.graphs.labels.pool import IntArray
 from weightspace.graphs.labels.refinement import components_of, isomorphism, refine
 
@@ -50,13 +50,14 @@ class SolvedGroup:
     """One symmetric group, in as many independent copies as its ancestors have positions.
 
     ``kind`` is ``"symmetric"``, or ``"generic"`` for the automorphisms of a piece of the graph that is no nested
-    product of symmetric groups; then ``nodes`` lists the piece and ``size`` its length.
+    product of symmetric groups; then ``size`` is its number of nodes, and ``colours`` and ``edges`` are the piece.
     """
 
     size: int
     parent: int | None
     kind: str = "symmetric"
-    nodes: tuple[int, ...] = ()
+    colours: IntArray | None = None
+    edges: IntArray | None = None
 
 
 @dataclass
@@ -65,7 +66,6 @@ class Solution:
 
     coordinates: list[tuple[Coordinate, ...]]
     cells: IntArray  # shape: (N,), stable colour of every node
-    edges: IntArray  # shape: (E, 3), with twins drawn together; between the nodes of generic groups
     groups: list[SolvedGroup] = field(default_factory=list)
 
     def ancestors(self, group: int) -> list[int]:
@@ -96,15 +96,9 @@ def solve(graph: LabelGraph) -> Solution:
     edges = graph.all_edges()
     cells = refine(graph.colours, edges)
     dropped = _determined_pairs(graph, cells)
-    twin = _matched(cells, edges, dropped)
-    kept = edges.copy()
-    kept[:, :2] = twin[kept[:, :2]]
-    kept = np.unique(kept[kept[:, 0] != kept[:, 1]], axis=0)
-    solution = Solution([()] * graph.size, cells, kept)
-    nodes = np.flatnonzero(~dropped & (twin == np.arange(graph.size)))
-    _describe(nodes, cells[nodes], edges_inside(nodes, kept), None, (), solution)
-    for node in np.flatnonzero(~dropped & (twin != np.arange(graph.size))):
-        solution.coordinates[node] = solution.coordinates[twin[node]]
+    solution = Solution([()] * graph.size, cells)
+    nodes = np.flatnonzero(~dropped)
+    _describe(nodes, cells[nodes], edges_inside(nodes, edges), None, (), solution)
     for node in np.flatnonzero(dropped).tolist():
         solution.coordinates[node] = _product(solution, graph, dropped, node)
     return solution
@@ -130,44 +124,11 @@ def _determined_pairs(graph: LabelGraph, cells: IntArray) -> NDArray[np.bool_]:
     touched[graph.edges[:, :2].reshape(-1)] = True
     _, inverse, counts = np.unique(cells, return_inverse=True, return_counts=True)
     cell_size = counts[inverse]
-    for members in _by_cell(pairs, inverse):
+    for members in by_cell(pairs, inverse):
         first, second = graph.factors[members[0]]
         full = len(members) == cell_size[first] * cell_size[second]
         dropped[members] = full and not touched[members].any()
     return dropped
-
-
-def _by_cell(nodes: IntArray, cells: IntArray) -> list[IntArray]:
-    """The nodes, cell by cell."""
-    order = np.argsort(cells[nodes], kind="stable")
-    cuts = np.flatnonzero(np.diff(cells[nodes][order])) + 1
-    return np.split(nodes[order], cuts) if len(nodes) else []
-
-
-def _matched(cells: IntArray, edges: IntArray, dropped: NDArray[np.bool_]) -> IntArray:
-    """First of the nodes that each node is the twin of: edges of one colour that pair two cells one to one."""
-    twin = np.arange(len(cells))
-    _, cell, counts = np.unique(cells, return_inverse=True, return_counts=True)
-    ends = edges[~dropped[edges[:, 0]] & ~dropped[edges[:, 1]] & (counts[cell[edges[:, 0]]] > 1)]
-    for colour_edges in _by_cell(np.arange(len(ends)), ends[:, 2]):
-        group = ends[colour_edges]
-        for part in _by_cell(np.arange(len(group)), cell[group[:, 0]] * len(counts) + cell[group[:, 1]]):
-            u, v = group[part, 0], group[part, 1]
-            a, b = cell[u[0]], cell[v[0]]
-            if a != b and len(u) == counts[a] == counts[b] == len(np.unique(u)) == len(np.unique(v)):
-                roots = np.stack([_roots(twin, u), _roots(twin, v)])
-                if (roots[0] == roots[1]).any() or len(np.unique(roots)) < roots.size:
-                    continue  # already twins, or a cycle of matchings that is no identity
-                twin[roots.max(0)] = roots.min(0)
-    return _roots(twin, np.arange(len(cells)))
-
-
-def _roots(twin: IntArray, nodes: IntArray) -> IntArray:
-    while True:
-        above = twin[nodes]
-        if np.array_equal(above, nodes):
-            return nodes
-        nodes = above
 
 
 # -- recursion -----------------------------------------------------------------------------------------------------
@@ -191,7 +152,7 @@ def _describe(
     inner = edges_inside(moving, edges)
     piece = components_of(len(moving), inner)
     isolated = np.bincount(piece)[piece] == 1
-    for members in _by_cell(moving[isolated], inverse):
+    for members in by_cell(moving[isolated], inverse):
         group = solution.add(SolvedGroup(len(members), parent))
         for index, k in enumerate(members):
             solution.coordinates[nodes[k]] = (*prefix, (group, index))
@@ -221,62 +182,83 @@ def _describe_connected(
     prefix: tuple[Coordinate, ...],
     solution: Solution,
 ) -> None:
-    """A piece in one part in which everything moves: a grid over smaller cells, or no product at all."""
-    grid = _grid(colours, edges)
-    if grid is None:
-        group = solution.add(SolvedGroup(len(nodes), parent, "generic", tuple(nodes.tolist())))
-        for index, node in enumerate(nodes):
-            solution.coordinates[node] = (*prefix, (group, index))
+    """A piece in one part in which everything moves, made smaller until it falls apart; or no product at all."""
+    twin = matched(colours, edges)
+    if (twin != np.arange(len(nodes))).any():
+        _describe_part(nodes, colours, _drawn_together(edges, twin), twin, parent, prefix, solution)
+        for k in np.flatnonzero(twin != np.arange(len(nodes))):
+            solution.coordinates[nodes[k]] = solution.coordinates[nodes[twin[k]]]
         return
-    members, sides, implied = grid
-    rest = np.setdiff1d(np.arange(len(nodes)), members)
-    left = edges_inside(rest, np.concatenate([edges, implied]))
-    _describe(nodes[rest], colours[rest], left, parent, prefix, solution)
-    for k, row in zip(members, sides, strict=True):
-        solution.coordinates[nodes[k]] = _united([solution.coordinates[nodes[s]] for s in row])
+    if _describe_classes(nodes, colours, edges, parent, prefix, solution):
+        return
+    grid = grid_cell(colours, edges)
+    if grid is not None:
+        members, sides, implied = grid
+        kept = np.arange(len(nodes))
+        kept[members] = -1
+        _describe_part(nodes, colours, np.concatenate([edges, implied]), kept, parent, prefix, solution)
+        for k, row in zip(members, sides, strict=True):
+            solution.coordinates[nodes[k]] = _united([solution.coordinates[nodes[s]] for s in row])
+        return
+    group = solution.add(SolvedGroup(len(nodes), parent, "generic", colours, edges))
+    for index, node in enumerate(nodes):
+        solution.coordinates[node] = (*prefix, (group, index))
 
 
-def _grid(colours: IntArray, edges: IntArray) -> tuple[IntArray, IntArray, IntArray] | None:
-    """A cell whose nodes are all combinations of one node from each of several other cells.
+def _drawn_together(edges: IntArray, root: IntArray) -> IntArray:
+    moved = edges.copy()
+    moved[:, :2] = root[moved[:, :2]]
+    return np.unique(moved[moved[:, 0] != moved[:, 1]], axis=0)
 
-    Query dimensions of grouped-query attention are one: (query head inside its group) x (dimension of the shared key).
 
-    Returns:
-        The nodes of the cell, shape ``(n,)``; the nodes that each combines, shape ``(n, sides)``; edges that say what
-        the cell said beyond that, where a side determines a further neighbour.
+def _describe_part(
+    nodes: IntArray,
+    colours: IntArray,
+    edges: IntArray,
+    root: IntArray,  # shape: (n,); nodes that are their own root are described
+    parent: int | None,
+    prefix: tuple[Coordinate, ...],
+    solution: Solution,
+) -> None:
+    kept = np.flatnonzero(root == np.arange(len(nodes)))
+    inside = edges_inside(kept, edges)
+    _describe(nodes[kept], refine(colours[kept], inside), inside, parent, prefix, solution)
+
+
+def _describe_classes(
+    nodes: IntArray,
+    colours: IntArray,
+    edges: IntArray,
+    parent: int | None,
+    prefix: tuple[Coordinate, ...],
+    solution: Solution,
+) -> bool:
+    """Draw nodes with the same neighbours together; below each class its members move freely.
+
+    Group norms with different groups on one stream need this: the channels in one group of each are a class.
     """
-    both = np.concatenate([edges[:, :2], edges[:, 1::-1]])
-    _, cell, counts = np.unique(colours, return_inverse=True, return_counts=True)
-    neighbours = np.unique(both, axis=0)
-    by_source = np.split(neighbours[:, 1], np.searchsorted(neighbours[:, 0], np.arange(1, len(colours))))
-    for c in np.argsort(-counts):
-        members = np.flatnonzero(cell == c)
-        around = [a[np.argsort(cell[a])] for a in (by_source[m] for m in members)]
-        cells = cell[around[0]].tolist()
-        if len(cells) < 2 or len(set(cells)) < len(cells) or c in cells:
+    first, sizes = interchangeable(colours, edges)
+    if (sizes == 1).all():
+        return False
+    before = len(solution.groups)
+    by_size = np.unique(np.stack([colours, sizes]), axis=1, return_inverse=True)[1].reshape(-1)
+    _describe_part(nodes, by_size, edges, first, parent, prefix, solution)
+    groups: dict[tuple[int, ...], int] = {}
+    for members in by_cell(np.arange(len(nodes)), first):
+        if len(members) == 1:
             continue
-        table = np.stack(around)  # one neighbour in each of the cells around
-        for sides in (s for size in (2, 3) for s in combinations(range(len(cells)), size)):
-            full = math.prod(counts[cells[k]] for k in sides) == len(members)
-            if full and len(np.unique(table[:, sides], axis=0)) == len(members):
-                extra = _implied(table, sides, int(edges[:, 2].max()) + 1)
-                if extra is not None:
-                    return members, table[:, sides], extra
-    return None
-
-
-def _implied(table: IntArray, sides: Sequence[int], colour: int) -> IntArray | None:
-    """Edges from a side to each further neighbour that it determines; ``None`` where none determines one."""
-    found = [np.zeros((0, 3), np.int64)]
-    for k in range(table.shape[1]):
-        if k in sides:
-            continue
-        pairs = [np.unique(table[:, [side, k]], axis=0) for side in sides]
-        functions = [p for p in pairs if len(np.unique(p[:, 0])) == len(p)]
-        if not functions:
-            return None
-        found.append(np.column_stack([functions[0], np.full(len(functions[0]), colour + k)]))
-    return np.concatenate(found)
+        above = solution.coordinates[nodes[members[0]]]
+        chain = [g for g, _ in above]
+        if chain and [*solution.ancestors(chain[-1]), chain[-1]] != chain:
+            # Below a class that moves with two groups at once the members have no group to be nested in.
+            del solution.groups[before:]
+            return False
+        key = (int(by_size[members[0]]), *chain)
+        if key not in groups:
+            groups[key] = solution.add(SolvedGroup(len(members), chain[-1] if chain else parent))
+        for index, k in enumerate(members):
+            solution.coordinates[nodes[k]] = (*above, (groups[key], index))
+    return True
 
 
 Piece = tuple[IntArray, IntArray]  # nodes, their colours
@@ -287,9 +269,9 @@ def _split_pieces(
 ) -> list[tuple[Piece, IntArray]]:
     """Nodes, colours and local edges of every wanted piece."""
     result = []
-    members = _by_cell(np.flatnonzero(wanted), piece)
+    members = by_cell(np.flatnonzero(wanted), piece)
     of_edge = piece[edges[:, 0]] if len(edges) else np.zeros(0, np.int64)
-    edge_rows = {int(of_edge[rows[0]]): rows for rows in _by_cell(np.arange(len(edges)), of_edge)}
+    edge_rows = {int(of_edge[rows[0]]): rows for rows in by_cell(np.arange(len(edges)), of_edge)}
     for inside in members:
         rows = edges[edge_rows[int(piece[inside[0]])]]
         local = np.column_stack([np.searchsorted(inside, rows[:, 0]), np.searchsorted(inside, rows[:, 1]), rows[:, 2]])

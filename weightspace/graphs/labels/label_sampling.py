@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weightspace.graphs.labels.label_graph import Coordinate, Solution, edges_inside
+from weightspace.graphs.labels.label_graph import Coordinate, Solution, SolvedGroup
 from weightspace.graphs.labels.pool import IntArray
 from weightspace.graphs.labels.refinement import individualise, isomorphism, refine
 
@@ -21,8 +21,7 @@ def log_order(solution: Solution) -> float:
         if group.kind == "symmetric":
             one = math.lgamma(group.size + 1)
         else:
-            nodes = np.array(group.nodes)
-            one = _log_order_of(solution.cells[nodes], edges_inside(nodes, solution.edges))
+            one = _log_order_of(*_piece(group))
         total += solution.copies(g) * one
     return total
 
@@ -57,10 +56,15 @@ def _draw(solution: Solution, g: int, generator: np.random.Generator) -> IntArra
     group, copies = solution.groups[g], solution.copies(g)
     if group.kind == "symmetric":
         return np.stack([generator.permutation(group.size) for _ in range(copies)])
-    nodes = np.array(group.nodes)
-    piece = solution.cells[nodes], edges_inside(nodes, solution.edges)
+    piece = _piece(group)
     rows = [isomorphism(piece, piece, generator) for _ in range(copies)]
-    return np.stack([np.arange(len(nodes)) if row is None else row for row in rows])
+    return np.stack([np.arange(group.size) if row is None else row for row in rows])
+
+
+def _piece(group: SolvedGroup) -> tuple[IntArray, IntArray]:
+    assert group.colours is not None
+    assert group.edges is not None
+    return group.colours, group.edges
 
 
 def _move(solution: Solution, draws: Sequence[IntArray], coordinates: tuple[Coordinate, ...]) -> tuple[Coordinate, ...]:
