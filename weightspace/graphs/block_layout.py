@@ -129,6 +129,7 @@ class BlockLayout:
         layers: Node layers in the order the forward pass writes them; node ids count through them.
         blocks: Edge blocks in forward order. Every scalar of ``shapes`` is in exactly one of them.
         shapes: Name and shape of every tensor of the state dict, in its order.
+        aliases: Further names of tied tensors, each with the first one.
 
     Example:
         >>> layout = BlockLayout.mlp([2, 8, 1])
@@ -139,6 +140,7 @@ class BlockLayout:
     layers: tuple[NodeLayer, ...]
     blocks: tuple[EdgeBlock, ...]
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = field(default=())
+    aliases: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
@@ -217,7 +219,8 @@ class BlockLayout:
                 flat[name] = value.new_empty(*batch, numel)
             index = block.view.entries().reshape(-1).to(value.device)
             flat[name] = flat[name].index_copy(-1, index, value.reshape(*batch, -1))
-        return {name: flat[name].reshape((*flat[name].shape[:-1], *shape)) for name, shape in self.shapes}
+        joined = {name: flat[name].reshape((*flat[name].shape[:-1], *shape)) for name, shape in self.shapes}
+        return {**joined, **{name: joined[first] for name, first in self.aliases}}
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form; :meth:`from_json` inverts it."""
@@ -231,6 +234,7 @@ class BlockLayout:
             "layers": [layer.to_json() for layer in self.layers],
             "blocks": blocks,
             "shapes": [[name, list(shape)] for name, shape in self.shapes],
+            **({"aliases": [list(pair) for pair in self.aliases]} if self.aliases else {}),
         }
 
     @classmethod
@@ -243,7 +247,9 @@ class BlockLayout:
             return EdgeBlock(**{**b, **nodes, "view": view, "offsets": tuple(map(tuple, b["offsets"]))})
 
         shapes = tuple((name, tuple(shape)) for name, shape in data["shapes"])
-        return cls(tuple(NodeLayer.from_json(x) for x in data["layers"]), tuple(map(block, data["blocks"])), shapes)
+        aliases = tuple((name, first) for name, first in data.get("aliases", ()))
+        layers = tuple(NodeLayer.from_json(x) for x in data["layers"])
+        return cls(layers, tuple(map(block, data["blocks"])), shapes, aliases)
 
     @classmethod
     def mlp(

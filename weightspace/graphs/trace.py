@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property, wraps
 from typing import Any
@@ -112,7 +113,7 @@ class Trace:
     def _weight_space(self) -> WeightSpace:
         names = {**{n: n for n in self.example_weights}, **self._aliases}
         held = [n for n in names if any(fnmatchcase(n, pattern) for pattern in self._held)]
-        return WeightSpace.from_propagation(self._propagation, find_scaling(self._runner, names, held))
+        return WeightSpace.from_propagation(self._propagation, find_scaling(self._runner, names, held), self._aliases)
 
     @cached_property
     def _checked(self) -> Verification:
@@ -148,15 +149,21 @@ class Trace:
                 roots = found.labels.reshape(-1)
                 cells = self._weight_space.label_classes[d.labels.reshape(-1)]
                 classes.update(zip(roots.tolist(), cells.tolist(), strict=True))
-        return build_layout(self._propagation, self._outputs, shapes, classes)
+        layout = build_layout(self._propagation, self._outputs, shapes, classes)
+        return replace(layout, aliases=tuple(self._aliases.items()))
 
     def layout(self) -> BlockLayout:
         """Node layers and edge blocks of the parameter graph; every scalar of every weight is in one of them."""
         return self._layout
 
     def parameter_graph(self, weights: Mapping[str, Tensor] | None = None) -> ParameterGraph:
-        """Parameter graph of one network of this architecture (the traced one by default)."""
-        return ParameterGraph.from_weights(self.layout(), self._complete(weights or {}))
+        """Parameter graph of one network of this architecture (the traced one by default).
+
+        Raises:
+            ShapeError: a tensor is missing, unknown, or has another shape.
+        """
+        layout = self.layout()
+        return ParameterGraph.from_weights(layout, self.example_weights if weights is None else weights)
 
     def operator_graph(self, *, movement: bool = False) -> OperatorGraph:
         """The architecture as a graph of operations.
@@ -276,7 +283,8 @@ def trace(
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedModuleError(
             f"torch.export cannot trace {type(module).__name__}: {first_line.rstrip('.')}. "
-            "Check the example inputs, and move control flow that depends on values out of the module."
+            "Check the example inputs, and move control flow that depends on values out of the module; or write the "
+            "specification by hand with WeightSpace.from_axes."
         ) from error
     finally:
         for m, mode in modes.items():

@@ -71,6 +71,7 @@ class WeightSpace:
 
     Attributes:
         parameters: Name, shape and labels of every parameter and persistent buffer.
+        aliases: First name of every further name of a tied weight.
         groups: Neuron groups by name.
         blocks: Views of the parameters with one group per axis; every scalar is in exactly one.
         log_order: Natural logarithm of the number of group elements.
@@ -89,8 +90,10 @@ class WeightSpace:
         graph: LabelGraph,
         names: Mapping[int, str] | None = None,
         scaling: Scaling | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.parameters = tuple(parameters)
+        self.aliases = dict(aliases or {})
         self.scaling = scaling or Scaling()
         self._given = dict(names or {})
         self._canonicalisers: dict[tuple[str, ...], Canonicaliser] = {}
@@ -113,9 +116,11 @@ class WeightSpace:
     # -- construction --------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_propagation(cls, propagation: Propagation, scaling: Scaling | None = None) -> WeightSpace:
+    def from_propagation(
+        cls, propagation: Propagation, scaling: Scaling | None = None, aliases: Mapping[str, str] | None = None
+    ) -> WeightSpace:
         """Read the weight space off a finished propagation."""
-        return cls(*compact(propagation), scaling=scaling)
+        return cls(*compact(propagation), scaling=scaling, aliases=aliases)
 
     @classmethod
     def from_axes(
@@ -230,7 +235,8 @@ class WeightSpace:
     ) -> dict[str, Tensor]:
         """Other weights of the same function; gradients flow.
 
-        Names that the weight space does not know (integer buffers, say) are passed through.
+        Further names of tied weights follow the first; names that the weight space does not know (integer buffers,
+        say) are passed through.
 
         Raises:
             ShapeError: a parameter or buffer is missing (moving only some of them changes the function), or has
@@ -251,7 +257,11 @@ class WeightSpace:
                     f"{tuple(tensor.shape)}). Is it a batch (batch_dims=1), or of another architecture?"
                 )
             moved[p.name] = g.act(tensor, p, batch_dims)
-        return moved
+        return self._with_aliases(moved)
+
+    def _with_aliases(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Let further names of tied weights, where they are given, follow the first."""
+        return {**weights, **{name: weights[first] for name, first in self.aliases.items() if name in weights}}
 
     def canonicalise(
         self, weights: Mapping[str, Tensor], kinds: Sequence[str] = KINDS, batch_dims: int = 0
@@ -269,7 +279,7 @@ class WeightSpace:
         """
         if tuple(kinds) not in self._canonicalisers:
             self._canonicalisers[tuple(kinds)] = Canonicaliser(self, kinds)
-        return self._canonicalisers[tuple(kinds)](weights, batch_dims)
+        return self._with_aliases(self._canonicalisers[tuple(kinds)](weights, batch_dims))
 
     def split(self, weights: Mapping[str, Tensor], batch_dims: int = 0) -> dict[str, Tensor]:
         """Values of every block, by block name, one neuron group per axis."""
@@ -388,6 +398,7 @@ class WeightSpace:
             "factors": [runs(column) for column in self._graph.factors.T],
             "names": [[node, name] for node, name in self._given.items()],
             **({"scaling": self.scaling.to_json()} if self.scaling.kinds else {}),
+            **({"aliases": self.aliases} if self.aliases else {}),
         }
 
     @classmethod
@@ -405,7 +416,8 @@ class WeightSpace:
         ]
         edges, factors = (np.stack([unruns(c) for c in data[k]], 1) for k in ("edges", "factors"))
         scaling = Scaling.from_json(data["scaling"]) if "scaling" in data else None
-        return cls(parameters, LabelGraph(unruns(data["colours"]), edges, factors), dict(data["names"]), scaling)
+        graph = LabelGraph(unruns(data["colours"]), edges, factors)
+        return cls(parameters, graph, dict(data["names"]), scaling, data.get("aliases"))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -84,17 +84,22 @@ def _cut(labels: IntArray, solution: Solution, names: Mapping[int, str]) -> list
     coordinates = [solution.coordinates[n] for n in labels.tolist()]
     signatures = [tuple(g for g, _ in c) for c in coordinates]
     # Each group occurs in runs of its own size: two layers behind each other on one axis are two parts.
-    parts, start = [], 0
-    while start < len(labels):
-        stop = start + 1
-        while stop < len(labels) and signatures[stop] == signatures[start]:
-            stop += 1
-        parts.append(_part(range(start, stop), labels, coordinates, names))
-        start = stop
-    return parts
+    starts = [k for k in range(len(labels)) if k == 0 or signatures[k] != signatures[k - 1]]
+    runs = [range(a, b) for a, b in zip(starts, [*starts[1:], len(labels)], strict=True)]
+    parts = [_part(run, labels, coordinates, names) for run in runs]
+    sizes = {names[g]: group.size for g, group in enumerate(solution.groups)}
+    if all(
+        sizes.get(g, n) == n and g != GENERIC for part in parts for g, n in zip(part.groups, part.sizes, strict=True)
+    ):
+        return parts
+    # Interleaved (query, key and value of one head behind each other): all that one position can move to is a part.
+    orbits: dict[int | str, list[int]] = {}
+    for k, node in enumerate(labels.tolist()):
+        orbits.setdefault(int(solution.cells[node]) if coordinates[k] else FIXED, []).append(k)
+    return [_part(orbit, labels, coordinates, names) for orbit in orbits.values()]
 
 
-def _part(span: range, labels: IntArray, coordinates: list, names: Mapping[int, str]) -> AxisPart:
+def _part(span: Sequence[int], labels: IntArray, coordinates: list, names: Mapping[int, str]) -> AxisPart:
     first = coordinates[span[0]]
     n = len(span)
     if not first:
