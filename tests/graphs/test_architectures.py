@@ -130,8 +130,9 @@ def test_parameter_graph_has_every_scalar_once_and_inverts(plain: Trace) -> None
 
 def test_module_to_graph_to_state_dict_is_exact(traced: Trace) -> None:
     state = traced.parameter_graph().to_state_dict()
-    assert list(state) == list(traced.example_weights)
+    assert list(state) == [*traced.example_weights, *(name for name, _ in traced.layout().aliases)]
     assert all(torch.equal(state[n], w) for n, w in traced.example_weights.items())
+    assert all(torch.equal(state[n], state[first]) for n, first in traced.layout().aliases)
 
 
 def test_networkx_has_the_same_nodes_and_edges(plain: Trace) -> None:

@@ -81,6 +81,8 @@ def grid_cell(colours: IntArray, edges: IntArray) -> tuple[IntArray, IntArray, I
         cells = cell[around[0]].tolist()
         if len(cells) < 2 or len(set(cells)) < len(cells) or c in cells:
             continue
+        if any(cell[a].tolist() != cells for a in around):
+            continue  # as many edges, but some of them to the same node
         table = np.stack(around)  # one neighbour in each of the cells around
         for sides in (s for size in (2, 3) for s in combinations(range(len(cells)), size)):
             full = math.prod(counts[cells[k]] for k in sides) == len(members)
