@@ -55,6 +55,11 @@ def _is_one_sentence(err):
         (["graph", "torch.nn:Linear(3, 8)", "--input", "ids:1,4"], "int:1,16@50257"),
         (["graph", "torch.nn:Linear(3, 8)", "--input", "1,3", "--output", "logits"], "--output logits"),
         (["graph", "nets.py:Net", "--input", "1,3"], "There is no file 'nets.py'"),
+        (["graph", "torch.nn:Linear(3, 8)", "--input", "1,3", "--draw", "x.svg"], "PNG files (got 'x.svg')"),
+        (
+            ["graph", "torch.nn:Embedding(5, 3)", "--input", "int:9,9@5000"],
+            "does not run on these inputs",
+        ),
         (["sing"], "sing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -110,6 +112,12 @@ def test_random_mlps(widths: list[int], seed: int) -> None:
     traced = trace(nn.Sequential(*layers), torch.zeros(3, widths[0]))
     assert traced.verify(trials=2, seed=seed).ok
     assert len(traced.weight_space().permutable) == sum(w > 1 for w in widths[1:-1])
+
+
+def test_only_modules_are_traced() -> None:
+    net: Any = nn.Linear
+    with pytest.raises(UnsupportedModuleError, match=r"an instance of torch.nn.Module \(got <class"):
+        trace(net, torch.zeros(1, 2))
 
 
 def test_an_operator_without_a_rule_names_itself_and_its_module() -> None:

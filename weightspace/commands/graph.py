@@ -56,10 +56,15 @@ def graph(
         trials: How many random group elements the check tries; by default 3, 1 for networks above 30 million scalars.
         seed: Of the weights, inputs and group elements that the check draws.
     """
+    if draw is not None and draw.suffix != ".png":
+        raise SpecError(f"'--draw' writes PNG files (got '{draw}'); '--html' writes a page that scales.")
     traced, weights = (_trace_zoo_item if Path(target).is_dir() else _trace_module)(target, input or [], output)
     space = traced.weight_space(check=False)
     rows = group_rows(space)
-    check = traced.verify(trials or (1 if _scalars(traced) > _LARGE else 3), seed)
+    try:
+        check = traced.verify(trials or (1 if _scalars(traced) > _LARGE else 3), seed)
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise SpecError(f"'{target}' does not run on these inputs: {str(error).splitlines()[0]}.") from error
     if json:
         say(_as_json(target, traced, space, rows, check))
     else:

@@ -271,6 +271,8 @@ def trace(
         >>> traced.layout()
         BlockLayout(13 nodes in 5 layers, 33 edges in 4 blocks)
     """
+    if not isinstance(module, nn.Module):
+        raise UnsupportedModuleError(f"trace takes a module, an instance of torch.nn.Module (got {module!r}).")
     modes = {m: m.training for m in module.modules()}
     try:
         with warnings.catch_warnings(), torch.no_grad(), _quiet(), _picking(module, outputs):
