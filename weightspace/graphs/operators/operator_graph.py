@@ -43,8 +43,8 @@ class OperatorGraph:
         >>> graph = trace(mlp, torch.zeros(4, 2)).operator_graph()
         >>> graph
         OperatorGraph(5 operations, 4 edges, 4 tensors, depth 4)
-        >>> [operation.type for operation in graph.operations]
-        ['input', 'linear', 'relu', 'linear', 'output']
+        >>> print(*(operation.type for operation in graph.operations))
+        input linear relu linear output
     """
 
     operations: tuple[Operation, ...]
