@@ -61,7 +61,7 @@ def test_verify_of_a_damaged_zoo_ends_with_one(folder, tmp_path, capsys):
 
 def test_graph_of_a_zoo(folder, capsys):
     assert main(["graph", str(folder / "zoo")]) == 0
-    assert "WeightSpace(6 tensors, 1,185 scalars, 2 permutable groups" in capsys.readouterr().out
+    assert "6 tensors, 1,185 scalars, 2 neuron groups that move" in capsys.readouterr().out
 
 
 def test_evaluate_gives_the_figures_of_the_run(folder, capsys):

@@ -131,7 +131,7 @@ def test_interrupting_leaves_a_zoo_to_resume(tmp_path):
 
         if __name__ == "__main__":
             try:
-                build(DigitsInr(**{ {**SMALL, "limit": 60, "steps": 200}!r}), sys.argv[1], workers=2, progress=False)
+                build(DigitsInr(**{ {**SMALL, "limit": 60, "steps": 600}!r}), sys.argv[1], workers=2, progress=False)
             except KeyboardInterrupt:
                 sys.exit(130)
         """,
