@@ -125,13 +125,16 @@ def test_interrupting_leaves_a_zoo_to_resume(tmp_path):
     command = _script(
         tmp_path / "run.py",
         f"""
+        import signal
         import sys
         from weightspace.zoo.build import build
         from weightspace.zoo.recipes import DigitsInr
 
         if __name__ == "__main__":
+            # A shell in the background hands down a deaf ear.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
-                build(DigitsInr(**{ {**SMALL, "limit": 60, "steps": 600}!r}), sys.argv[1], workers=2, progress=False)
+                build(DigitsInr(**{ {**SMALL, "limit": 60, "steps": 200}!r}), sys.argv[1], workers=2, progress=False)
             except KeyboardInterrupt:
                 sys.exit(130)
         """,
