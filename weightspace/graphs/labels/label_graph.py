@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from weightspace.graphs.labels.label_reductions import by_cell, grid_cell, inter
 from weightspace.graphs.labels.pool import IntArray
 from weightspace.graphs.labels.refinement import components_of, isomorphism, refine
 
-__all__ = ["Coordinate", "LabelGraph", "Solution", "SolvedGroup", "edges_inside", "solve"]
+__all__ = ["Coordinate", "LabelGraph", "Solution", "SolvedGroup", "solve"]
 
 Coordinate = tuple[int, int]  # (group, index inside it)
 
@@ -82,13 +82,10 @@ class Solution:
         self.groups.append(group)
         return len(self.groups) - 1
 
-
-def edges_inside(nodes: IntArray, edges: IntArray) -> IntArray:
-    """Edges inside a set of nodes, renumbered to positions in ``nodes`` (ascending)."""
-    place = np.full(int(max(edges[:, :2].max(initial=0), nodes.max(initial=0))) + 1, -1)
-    place[nodes] = np.arange(len(nodes))
-    moved = np.column_stack([place[edges[:, 0]], place[edges[:, 1]], edges[:, 2]])
-    return moved[(moved[:, 0] >= 0) & (moved[:, 1] >= 0)]
+    def place(self, nodes: IntArray, group: int, prefix: tuple[Coordinate, ...]) -> None:
+        """Let a group move these nodes, each at its own position, inside what ``prefix`` moves."""
+        for index, node in enumerate(nodes):
+            self.coordinates[node] = (*prefix, (group, index))
 
 
 def solve(graph: LabelGraph) -> Solution:
@@ -97,8 +94,8 @@ def solve(graph: LabelGraph) -> Solution:
     cells = refine(graph.colours, edges)
     dropped = _determined_pairs(graph, cells)
     solution = Solution([()] * graph.size, cells)
-    nodes = np.flatnonzero(~dropped)
-    _describe(nodes, cells[nodes], edges_inside(nodes, edges), None, (), solution)
+    whole = _Piece(np.arange(graph.size), cells, edges)
+    _describe(whole.only(np.flatnonzero(~dropped)), (), solution)
     for node in np.flatnonzero(dropped).tolist():
         solution.coordinates[node] = _product(solution, graph, dropped, node)
     return solution
@@ -134,75 +131,93 @@ def _determined_pairs(graph: LabelGraph, cells: IntArray) -> NDArray[np.bool_]:
 # -- recursion -----------------------------------------------------------------------------------------------------
 
 
-def _describe(
-    nodes: IntArray,  # shape: (n,), ascending
-    colours: IntArray,  # shape: (n,), a stable colouring
-    edges: IntArray,  # positions in nodes
-    parent: int | None,
-    prefix: tuple[Coordinate, ...],
-    solution: Solution,
-) -> None:
-    """Write groups and coordinates of these nodes into ``solution``; one copy, further copies are mapped onto it."""
-    _, inverse, counts = np.unique(colours, return_inverse=True, return_counts=True)
-    moving = np.flatnonzero(counts[inverse] > 1)
-    for k in np.flatnonzero(counts[inverse] == 1):
-        solution.coordinates[nodes[k]] = prefix
-    if not len(moving):
+@dataclass(frozen=True)
+class _Piece:
+    """Some nodes of a label graph with the edges inside them."""
+
+    nodes: IntArray  # shape: (n,), numbers in the whole graph, ascending
+    colours: IntArray  # shape: (n,)
+    edges: IntArray  # shape: (e, 3), rows (from, to, colour); ends are positions in nodes
+
+    def only(self, kept: IntArray) -> _Piece:
+        """The piece without the nodes at other positions than these (ascending)."""
+        place = np.full(len(self.nodes), -1)
+        place[kept] = np.arange(len(kept))
+        edges = np.column_stack([place[self.edges[:, :2]], self.edges[:, 2]])
+        return _Piece(self.nodes[kept], self.colours[kept], edges[(edges[:, :2] >= 0).all(1)])
+
+    def refined(self) -> _Piece:
+        """The same piece in a stable colouring."""
+        return replace(self, colours=refine(self.colours, self.edges))
+
+    def split(self, part: IntArray) -> list[_Piece]:
+        """Its connected parts, each with an edge; ``part``, of shape ``(n,)``, numbers them."""
+        nodes = by_cell(np.arange(len(part)), part)
+        rows = by_cell(np.arange(len(self.edges)), part[self.edges[:, 0]])
+        return [
+            _Piece(self.nodes[n], self.colours[n], np.column_stack([np.searchsorted(n, e[:, :2]), e[:, 2]]))
+            for n, e in zip(nodes, (self.edges[r] for r in rows), strict=True)
+        ]
+
+
+def _describe(piece: _Piece, prefix: tuple[Coordinate, ...], solution: Solution) -> None:
+    """Write groups and coordinates of a stably coloured piece into ``solution``, inside what ``prefix`` moves.
+
+    Of isomorphic parts the first is described; the others are mapped onto it.
+    """
+    _, inverse, counts = np.unique(piece.colours, return_inverse=True, return_counts=True)
+    held = counts[inverse] == 1
+    for node in piece.nodes[held]:
+        solution.coordinates[node] = prefix
+    if held.all():
         return
-    inner = edges_inside(moving, edges)
-    piece = components_of(len(moving), inner)
-    isolated = np.bincount(piece)[piece] == 1
-    for members in by_cell(moving[isolated], inverse):
-        group = solution.add(SolvedGroup(len(members), parent))
-        for index, k in enumerate(members):
-            solution.coordinates[nodes[k]] = (*prefix, (group, index))
-    pieces = _split_pieces(moving, colours, inner, piece, ~isolated)
-    for (base, local), copies in _classes(pieces):
-        if len(copies) == 1 and len(base[0]) == len(nodes):
-            _describe_connected(nodes, colours, edges, parent, prefix, solution)
+    moving = piece.only(np.flatnonzero(~held))
+    part = components_of(len(moving.nodes), moving.edges)
+    isolated = np.bincount(part)[part] == 1
+    for members in by_cell(np.flatnonzero(isolated), moving.colours):
+        solution.place(moving.nodes[members], solution.add(SolvedGroup(len(members), _innermost(prefix))), prefix)
+    for base, copies in _classes(moving.only(np.flatnonzero(~isolated)).split(part[~isolated])):
+        if len(copies) == 1:
+            if len(base.nodes) == len(piece.nodes):
+                _describe_connected(base, prefix, solution)
+            else:
+                _describe(base.refined(), prefix, solution)
             continue
-        outer = solution.add(SolvedGroup(len(copies), parent)) if len(copies) > 1 else None
-        first = (*prefix, (outer, 0)) if outer is not None else prefix
-        inside, place = base
-        refined = refine(place, local)
-        _describe(nodes[inside], refined, local, parent if outer is None else outer, first, solution)
-        if outer is None:
-            continue
+        outer = solution.add(SolvedGroup(len(copies), _innermost(prefix)))
+        first = (*prefix, (outer, 0))
+        _describe(base.refined(), first, solution)
         for index, image in enumerate(copies):
-            for k, moved in zip(inside.tolist(), image.tolist(), strict=True):
-                rest = solution.coordinates[nodes[k]][len(first) :]
-                solution.coordinates[nodes[moved]] = (*prefix, (outer, index), *rest)
+            for node, moved in zip(base.nodes.tolist(), image.tolist(), strict=True):
+                rest = solution.coordinates[node][len(first) :]
+                solution.coordinates[moved] = (*prefix, (outer, index), *rest)
 
 
-def _describe_connected(
-    nodes: IntArray,
-    colours: IntArray,
-    edges: IntArray,
-    parent: int | None,
-    prefix: tuple[Coordinate, ...],
-    solution: Solution,
-) -> None:
+def _innermost(prefix: tuple[Coordinate, ...]) -> int | None:
+    return prefix[-1][0] if prefix else None
+
+
+def _describe_connected(piece: _Piece, prefix: tuple[Coordinate, ...], solution: Solution) -> None:
     """A piece in one part in which everything moves, made smaller until it falls apart; or no product at all."""
-    twin = matched(colours, edges)
-    if (twin != np.arange(len(nodes))).any():
-        _describe_part(nodes, colours, _drawn_together(edges, twin), twin, parent, prefix, solution)
-        for k in np.flatnonzero(twin != np.arange(len(nodes))):
+    nodes, here = piece.nodes, np.arange(len(piece.nodes))
+    twin = matched(piece.colours, piece.edges)
+    if (twin != here).any():
+        drawn = replace(piece, edges=_drawn_together(piece.edges, twin))
+        _describe(drawn.only(np.flatnonzero(twin == here)).refined(), prefix, solution)
+        for k in np.flatnonzero(twin != here):
             solution.coordinates[nodes[k]] = solution.coordinates[nodes[twin[k]]]
         return
-    if _describe_classes(nodes, colours, edges, parent, prefix, solution):
+    if _describe_classes(piece, prefix, solution):
         return
-    grid = grid_cell(colours, edges)
+    grid = grid_cell(piece.colours, piece.edges)
     if grid is not None:
         members, sides, implied = grid
-        kept = np.arange(len(nodes))
-        kept[members] = -1
-        _describe_part(nodes, colours, np.concatenate([edges, implied]), kept, parent, prefix, solution)
+        around = replace(piece, edges=np.concatenate([piece.edges, implied]))
+        _describe(around.only(np.setdiff1d(here, members)).refined(), prefix, solution)
         for k, row in zip(members, sides, strict=True):
             solution.coordinates[nodes[k]] = _united([solution.coordinates[nodes[s]] for s in row])
         return
-    group = solution.add(SolvedGroup(len(nodes), parent, "generic", colours, edges))
-    for index, node in enumerate(nodes):
-        solution.coordinates[node] = (*prefix, (group, index))
+    generic = SolvedGroup(len(nodes), _innermost(prefix), "generic", piece.colours, piece.edges)
+    solution.place(nodes, solution.add(generic), prefix)
 
 
 def _drawn_together(edges: IntArray, root: IntArray) -> IntArray:
@@ -211,43 +226,24 @@ def _drawn_together(edges: IntArray, root: IntArray) -> IntArray:
     return np.unique(moved[moved[:, 0] != moved[:, 1]], axis=0)
 
 
-def _describe_part(
-    nodes: IntArray,
-    colours: IntArray,
-    edges: IntArray,
-    root: IntArray,  # shape: (n,); nodes that are their own root are described
-    parent: int | None,
-    prefix: tuple[Coordinate, ...],
-    solution: Solution,
-) -> None:
-    kept = np.flatnonzero(root == np.arange(len(nodes)))
-    inside = edges_inside(kept, edges)
-    _describe(nodes[kept], refine(colours[kept], inside), inside, parent, prefix, solution)
-
-
-def _describe_classes(
-    nodes: IntArray,
-    colours: IntArray,
-    edges: IntArray,
-    parent: int | None,
-    prefix: tuple[Coordinate, ...],
-    solution: Solution,
-) -> bool:
+def _describe_classes(piece: _Piece, prefix: tuple[Coordinate, ...], solution: Solution) -> bool:
     """Draw nodes with the same neighbours together; below each class its members move freely.
 
     Group norms with different groups on one stream need this: the channels in one group of each are a class.
     """
-    first, sizes = interchangeable(colours, edges)
+    first, sizes = interchangeable(piece.colours, piece.edges)
     if (sizes == 1).all():
         return False
+    here = np.arange(len(piece.nodes))
     before = len(solution.groups)
-    by_size = np.unique(np.stack([colours, sizes]), axis=1, return_inverse=True)[1].reshape(-1)
-    _describe_part(nodes, by_size, edges, first, parent, prefix, solution)
+    by_size = np.unique(np.stack([piece.colours, sizes]), axis=1, return_inverse=True)[1].reshape(-1)
+    drawn = replace(piece, colours=by_size)
+    _describe(drawn.only(np.flatnonzero(first == here)).refined(), prefix, solution)
     groups: dict[tuple[int, ...], int] = {}
-    for members in by_cell(np.arange(len(nodes)), first):
+    for members in by_cell(here, first):
         if len(members) == 1:
             continue
-        above = solution.coordinates[nodes[members[0]]]
+        above = solution.coordinates[piece.nodes[members[0]]]
         chain = [g for g, _ in above]
         if chain and [*solution.ancestors(chain[-1]), chain[-1]] != chain:
             # Below a class that moves with two groups at once the members have no group to be nested in.
@@ -255,40 +251,21 @@ def _describe_classes(
             return False
         key = (int(by_size[members[0]]), *chain)
         if key not in groups:
-            groups[key] = solution.add(SolvedGroup(len(members), chain[-1] if chain else parent))
-        for index, k in enumerate(members):
-            solution.coordinates[nodes[k]] = (*above, (groups[key], index))
+            groups[key] = solution.add(SolvedGroup(len(members), _innermost(above)))
+        solution.place(piece.nodes[members], groups[key], above)
     return True
 
 
-Piece = tuple[IntArray, IntArray]  # nodes, their colours
-
-
-def _split_pieces(
-    moving: IntArray, colours: IntArray, edges: IntArray, piece: IntArray, wanted: NDArray[np.bool_]
-) -> list[tuple[Piece, IntArray]]:
-    """Nodes, colours and local edges of every wanted piece."""
-    result = []
-    members = by_cell(np.flatnonzero(wanted), piece)
-    of_edge = piece[edges[:, 0]] if len(edges) else np.zeros(0, np.int64)
-    edge_rows = {int(of_edge[rows[0]]): rows for rows in by_cell(np.arange(len(edges)), of_edge)}
-    for inside in members:
-        rows = edges[edge_rows[int(piece[inside[0]])]]
-        local = np.column_stack([np.searchsorted(inside, rows[:, 0]), np.searchsorted(inside, rows[:, 1]), rows[:, 2]])
-        result.append(((moving[inside], colours[moving[inside]]), local))
-    return result
-
-
-def _classes(pieces: Sequence[tuple[Piece, IntArray]]) -> list[tuple[tuple[Piece, IntArray], list[IntArray]]]:
+def _classes(pieces: Sequence[_Piece]) -> list[tuple[_Piece, list[IntArray]]]:
     """Isomorphic pieces together: the first one, and the image of its nodes in each (itself first)."""
-    classes: dict[bytes, list[tuple[tuple[Piece, IntArray], list[IntArray]]]] = {}
-    for (nodes, colours), local in pieces:
-        known = classes.setdefault(np.sort(colours).tobytes(), [])
-        for ((_, base_colours), base_local), copies in known:
-            image = isomorphism((base_colours, base_local), (colours, local))
+    classes: dict[bytes, list[tuple[_Piece, list[IntArray]]]] = {}
+    for piece in pieces:
+        known = classes.setdefault(np.sort(piece.colours).tobytes(), [])
+        for base, copies in known:
+            image = isomorphism((base.colours, base.edges), (piece.colours, piece.edges))
             if image is not None:
-                copies.append(nodes[image])
+                copies.append(piece.nodes[image])
                 break
         else:
-            known.append((((nodes, colours), local), [nodes]))
+            known.append((piece, [piece.nodes]))
     return [entry for known in classes.values() for entry in known]
