@@ -11,7 +11,8 @@ from torch.fx import Node
 
 from weightspace.graphs.labels.values import Component, Value, combine, map_axes, reshape
 from weightspace.graphs.propagation import LETTERS, Propagation, aligned, register_rule
-from weightspace.graphs.rules.movement import cat, take, take_slice
+from weightspace.graphs.rules.joining import cat
+from weightspace.graphs.rules.movement import take, take_slice
 from weightspace.graphs.rules.ordering import along_slices
 from weightspace.graphs.rules.refused import shape_of_values
 

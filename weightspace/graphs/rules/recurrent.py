@@ -19,7 +19,7 @@ from weightspace.graphs.labels.pool import IntArray
 from weightspace.graphs.labels.values import Component, Value, along, combine, split_product
 from weightspace.graphs.nodes.neuron_flow import carries
 from weightspace.graphs.propagation import Propagation, register_rule
-from weightspace.graphs.rules.movement import concatenate
+from weightspace.graphs.rules.joining import concatenate
 from weightspace.graphs.rules.ordering import is_read
 from weightspace.graphs.rules.recurrent_nodes import cell_nodes, row_of, state_nodes
 
