@@ -21,7 +21,7 @@ def run(train_model, tmp_path):
 
 def test_the_loaded_model_is_the_trained_one(run, data):
     folder, model = run
-    loaded = load_checkpoint(folder, layout=model.layout)
+    loaded = load_checkpoint(folder, architecture=model.layout)
     assert not loaded.training
     assert torch.equal(predict(loaded, data[1])[0], predict(model, data[1])[0])
     assert repr(loaded) == repr(model)
@@ -48,7 +48,7 @@ def test_another_architecture_is_refused_by_name(run):
     other = BlockLayout.mlp([2, 5, 1], activation="sin", gain=30.0)
     message = r"reads networks of BlockLayout\(9 nodes.*not of BlockLayout\(10 nodes.*train on this one"
     with pytest.raises(CheckpointError, match=message):
-        load_checkpoint(run[0], layout=other)
+        load_checkpoint(run[0], architecture=other)
 
 
 def test_a_folder_without_checkpoint_is_named(tmp_path):

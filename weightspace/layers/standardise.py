@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from weightspace.graphs.block_layout import BlockLayout
+from weightspace.layers.blocks import Architecture, split_blocks
 
 __all__ = ["Standardise"]
 
@@ -19,20 +19,20 @@ class Standardise(nn.Module):
     :meth:`fit` is called the module is the identity. A block that never varies keeps its scale.
 
     Args:
-        layout: The architecture whose blocks are normalised.
+        architecture: Whose blocks are normalised.
 
     Shape:
-        - input: ``{block number: (B, G, O, I, K)}``; output: the same.
+        - input: ``{block number: (B, *block shape)}``; output: the same.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, layout: BlockLayout) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.layout = layout
-        self.register_buffer("mean", torch.zeros(len(layout.blocks)))
-        self.register_buffer("std", torch.ones(len(layout.blocks)))
+        self.architecture = architecture
+        self.register_buffer("mean", torch.zeros(len(architecture.blocks)))
+        self.register_buffer("std", torch.ones(len(architecture.blocks)))
 
     @torch.no_grad()
     def fit(
@@ -40,19 +40,19 @@ class Standardise(nn.Module):
         weights: Mapping[str, Tensor],  # each of shape: (B, *parameter shape)
     ) -> None:
         """Take the statistics from a batch of networks (the training split), all entries of a block together."""
-        for i, values in enumerate(self.layout.split(weights)):
-            if values is not None and values.numel() > 1:
+        for i, values in split_blocks(self.architecture, weights).items():
+            if values.numel() > 1:
                 std, mean = torch.std_mean(values.double())
                 self.mean[i] = mean
                 self.std[i] = std if std > 1e-8 * (1 + mean.abs()) else 1.0
 
     def forward(
         self,
-        blocks: Mapping[int, Tensor],  # each of shape: (B, G, O, I, K)
+        blocks: Mapping[int, Tensor],  # each of shape: (B, *block shape)
     ) -> dict[int, Tensor]:
         """Standardised copies of the block values, by block number."""
         return {i: (values - self.mean[i]) / self.std[i] for i, values in blocks.items()}
 
     def extra_repr(self) -> str:
         """Number of blocks."""
-        return f"{len(self.layout.blocks)} blocks"
+        return f"{len(self.architecture.blocks)} blocks"

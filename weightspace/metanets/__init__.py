@@ -1,7 +1,14 @@
 """Networks that read the weights of other networks."""
 
 from weightspace.metanets.baselines import FlatMLP, FlatMLPConfig, StatNN, StatNNConfig
-from weightspace.metanets.build import build_metanet, metanet_from_json, metanet_names, metanet_to_json
+from weightspace.metanets.build import (
+    architecture_from_json,
+    build_metanet,
+    metanet_from_json,
+    metanet_names,
+    metanet_to_json,
+    view_of,
+)
 from weightspace.metanets.gmn import GraphMetanetwork, GraphMetanetworkConfig
 from weightspace.metanets.metanet import Metanet
 from weightspace.metanets.operator_net import OperatorNet, OperatorNetConfig
@@ -16,8 +23,10 @@ __all__ = [
     "OperatorNetConfig",
     "StatNN",
     "StatNNConfig",
+    "architecture_from_json",
     "build_metanet",
     "metanet_from_json",
     "metanet_names",
     "metanet_to_json",
+    "view_of",
 ]

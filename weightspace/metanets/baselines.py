@@ -48,9 +48,11 @@ class FlatMLP(Metanet):
 
     kind = "none"
 
-    def __init__(self, layout: BlockLayout, out_features: int, config: FlatMLPConfig | None = None) -> None:
+    def __init__(
+        self, layout: BlockLayout, out_features: int, config: FlatMLPConfig | None = None, *, copies: int = 1
+    ) -> None:
         config = config or FlatMLPConfig()
-        super().__init__(layout, out_features, config)
+        super().__init__(layout, out_features, config, copies=copies)
         self.blocks = [i for i, block in enumerate(layout.blocks) if block.view is not None]
         inputs = sum(layout.blocks[i].numel for i in self.blocks)
         self.body = _mlp(inputs, config.width, config.depth, config.dropout)
@@ -89,9 +91,11 @@ class StatNN(Metanet):
     statistic_mean: Tensor
     statistic_std: Tensor
 
-    def __init__(self, layout: BlockLayout, out_features: int, config: StatNNConfig | None = None) -> None:
+    def __init__(
+        self, layout: BlockLayout, out_features: int, config: StatNNConfig | None = None, *, copies: int = 1
+    ) -> None:
         config = config or StatNNConfig()
-        super().__init__(layout, out_features, config)
+        super().__init__(layout, out_features, config, copies=copies)
         inputs = _STATISTICS * sum(block.view is not None for block in layout.blocks)
         self.register_buffer("statistic_mean", torch.zeros(inputs))
         self.register_buffer("statistic_std", torch.ones(inputs))

@@ -7,14 +7,22 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from weightspace.errors import SpecError
-from weightspace.graphs.block_layout import BlockLayout
+from weightspace.graphs import BlockLayout, Trace, WeightSpace
+from weightspace.layers.blocks import Architecture
 from weightspace.layers.probes import Probe
 from weightspace.metanets.baselines import FlatMLP, FlatMLPConfig, StatNN, StatNNConfig
 from weightspace.metanets.gmn import GraphMetanetwork, GraphMetanetworkConfig
 from weightspace.metanets.metanet import Metanet
 from weightspace.metanets.operator_net import OperatorNet, OperatorNetConfig
 
-__all__ = ["build_metanet", "metanet_from_json", "metanet_names", "metanet_to_json"]
+__all__ = [
+    "architecture_from_json",
+    "build_metanet",
+    "metanet_from_json",
+    "metanet_names",
+    "metanet_to_json",
+    "view_of",
+]
 
 _METANETS: dict[str, tuple[type[Any], type[Any]]] = {
     "operator": (OperatorNet, OperatorNetConfig),
@@ -22,6 +30,15 @@ _METANETS: dict[str, tuple[type[Any], type[Any]]] = {
     "mlp": (FlatMLP, FlatMLPConfig),
     "statnn": (StatNN, StatNNConfig),
 }
+
+_KEYS: dict[type[Any], str] = {BlockLayout: "layout", WeightSpace: "space"}
+
+
+def view_of(architecture: Trace | Architecture, view: type[Any]) -> Architecture:
+    """The view of a trace that a metanetwork reads; a view is returned as it is."""
+    if not isinstance(architecture, Trace):
+        return architecture
+    return architecture.layout() if view is BlockLayout else architecture.weight_space()
 
 
 def metanet_names() -> list[str]:
@@ -31,19 +48,21 @@ def metanet_names() -> list[str]:
 
 def build_metanet(
     name: str,
-    layout: BlockLayout,
-    out_features: int,
+    architecture: Trace | Architecture,
+    out_features: int | None,
     config: Mapping[str, Any] | Any | None = None,
     *,
+    copies: int = 1,
     probe: Probe | None = None,
 ) -> Metanet:
     """Make a metanetwork.
 
     Args:
-        name: ``"operator"``, ``"gmn"``, ``"mlp"`` or ``"statnn"``.
-        layout: Architecture of the networks that are read.
-        out_features: Numbers returned per network.
+        name: One of :func:`metanet_names`.
+        architecture: Of the networks that are read: their trace, or the view of it that this metanetwork is built from.
+        out_features: Numbers returned per network; ``None`` to return weights.
         config: Its options, as a mapping or as its config class; ``None`` for the defaults.
+        copies: Versions of the weights that are returned.
         probe: Evaluates the networks that are read, for configurations with probes.
 
     Raises:
@@ -64,11 +83,12 @@ def build_metanet(
         config = config_type(**(config or {}))
     if not isinstance(config, config_type):
         raise SpecError(f"'config' of metanetwork '{name}' must be a {config_type.__name__} (got {config!r}).")
+    architecture = view_of(architecture, model.reads)
     if probe is None:
-        return model(layout, out_features, config)
+        return model(architecture, out_features, config, copies=copies)
     if not hasattr(config, "probes"):
         raise SpecError(f"Metanetwork '{name}' takes no probe. Leave it away, or use 'operator'.")
-    return model(layout, out_features, config, probe=probe)
+    return model(architecture, out_features, config, copies=copies, probe=probe)
 
 
 def metanet_to_json(metanet: Metanet) -> dict[str, Any]:
@@ -82,13 +102,25 @@ def metanet_to_json(metanet: Metanet) -> dict[str, Any]:
         raise SpecError(f"{type(metanet).__name__} is not among {list(_METANETS)}. Record how to build it yourself.")
     return {
         "name": name,
-        "layout": metanet.layout.to_json(),
+        _KEYS[metanet.reads]: metanet.architecture.to_json(),
         "out_features": metanet.out_features,
         "config": asdict(metanet.config),
+        **({"copies": metanet.copies} if metanet.copies > 1 else {}),
     }
+
+
+def architecture_from_json(record: Mapping[str, Any]) -> Architecture:
+    """What the metanetwork that :func:`metanet_to_json` described reads."""
+    return next(view.from_json(record[key]) for view, key in _KEYS.items() if key in record)
 
 
 def metanet_from_json(record: Mapping[str, Any], *, probe: Probe | None = None) -> Metanet:
     """Make the metanetwork that :func:`metanet_to_json` described; its parameters are fresh."""
-    layout = BlockLayout.from_json(record["layout"])
-    return build_metanet(record["name"], layout, record["out_features"], record["config"], probe=probe)
+    return build_metanet(
+        record["name"],
+        architecture_from_json(record),
+        record["out_features"],
+        record["config"],
+        copies=record.get("copies", 1),
+        probe=probe,
+    )

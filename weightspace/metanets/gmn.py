@@ -106,9 +106,11 @@ class GraphMetanetwork(Metanet):
         torch.Size([5, 10])
     """
 
-    def __init__(self, layout: BlockLayout, out_features: int, config: GraphMetanetworkConfig | None = None) -> None:
+    def __init__(
+        self, layout: BlockLayout, out_features: int, config: GraphMetanetworkConfig | None = None, *, copies: int = 1
+    ) -> None:
         config = config or GraphMetanetworkConfig()
-        super().__init__(layout, out_features, config)
+        super().__init__(layout, out_features, config, copies=copies)
         width, edge_width = config.width, config.edge_width
         self.executor: Executor = config.executor
         self.neurons = [layer.name for layer in layout.layers if layer.kind in _NEURONS]

@@ -4,42 +4,80 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
-from weightspace.errors import ShapeError
-from weightspace.graphs.block_layout import BlockLayout
+from weightspace.errors import SpecError
+from weightspace.graphs import BlockLayout, WeightSpace
+from weightspace.layers.blocks import Architecture, first_line, join_blocks, read_blocks
 from weightspace.layers.standardise import Standardise
 
 __all__ = ["Metanet"]
 
+_EDIT_SCALE = 0.01
+"""First length of an edit, in standard deviations of its tensor: editing starts near the identity (NFN)."""
+
 
 class Metanet(nn.Module, ABC):
-    """Base class of networks that read the weights of other networks.
+    r"""Base class of networks that read the weights of other networks.
 
-    A metanetwork is built for one architecture (a layout) and reads batches of its state dicts. Subclasses implement
-    :meth:`_embed` and set ``head``.
+    A metanetwork is built for one architecture and reads batches of its state dicts. With ``out_features`` it answers
+    with a vector per network (subclasses implement :meth:`_embed` and set ``head``). Without, it answers with new
+    weights: each block becomes :math:`w + \gamma \sigma u(w)`, where :math:`u` is what :meth:`_edits` returns,
+    :math:`\sigma` the deviation of the block and :math:`\gamma` a learned scale per block that starts at 0.01.
 
     Args:
-        layout: Architecture of the networks that are read.
-        out_features: Numbers returned per network.
+        architecture: Of the networks that are read: a :class:`BlockLayout` or a :class:`WeightSpace`, as
+            :attr:`reads` says.
+        out_features: Numbers returned per network; ``None`` to return weights.
         config: Frozen dataclass of JSON-able options.
+        copies: Where weights are returned, how many versions of each network; to average the outputs of several
+            halves the error of editing at equal size (Dayan et al. 2026).
 
     Attributes:
-        kind: ``"invariant"``: a vector per network that does not change under neuron permutations;
-            ``"none"``: a vector that does.
+        reads: The view of a trace that this kind of metanetwork is built from.
+        kind: ``"invariant"``: a vector per network that does not change under neuron permutations; ``"equivariant"``:
+            weights that are permuted with the input; ``"none"``: a vector that changes.
         embedding_features: Length of what :meth:`embed` returns.
+
+    Raises:
+        SpecError: the architecture is no such view, or this metanetwork cannot return weights.
     """
 
+    reads: ClassVar[type[BlockLayout] | type[WeightSpace]] = BlockLayout
     kind: Literal["invariant", "equivariant", "none"] = "invariant"
     head: nn.Module
     embedding_features: int
 
-    def __init__(self, layout: BlockLayout, out_features: int, config: Any) -> None:
+    def __init__(self, architecture: Architecture, out_features: int | None, config: Any, *, copies: int = 1) -> None:
         super().__init__()
-        self.layout, self.out_features, self.config = layout, out_features, config
-        self.standardise = Standardise(layout)
+        name = type(self).__name__
+        if not isinstance(architecture, self.reads):
+            raise SpecError(
+                f"{name} is built from a {self.reads.__name__} (got {type(architecture).__name__}). Pass the trace to "
+                "build_metanet, which picks the right view."
+            )
+        if out_features is None and type(self)._edits is Metanet._edits:
+            self._edits({}, {}, {})
+        if copies < 1 or (copies > 1 and out_features is not None):
+            raise SpecError(f"'copies' must be at least 1, and 1 where vectors are returned (got {copies}).")
+        self.architecture, self.out_features, self.config, self.copies = architecture, out_features, config, copies
+        self.standardise = Standardise(architecture)
+        if out_features is None:
+            self.kind = "equivariant"
+            self.edit_scale = nn.Parameter(torch.full((len(architecture.blocks),), _EDIT_SCALE))
+
+    @property
+    def layout(self) -> BlockLayout:
+        """The architecture of a metanetwork that reads the parameter graph."""
+        return cast(BlockLayout, self.architecture)
+
+    @property
+    def space(self) -> WeightSpace:
+        """The architecture of a metanetwork that reads the weight space."""
+        return cast(WeightSpace, self.architecture)
 
     def fit_normalisation(
         self,
@@ -56,40 +94,56 @@ class Metanet(nn.Module, ABC):
         """One vector per network, before the head.
 
         Raises:
+            SpecError: the metanetwork returns weights.
             ShapeError: the weights belong to another architecture.
         """
+        if self.kind == "equivariant":
+            raise SpecError(f"This {type(self).__name__} returns weights, so it has no embedding. Give 'out_features'.")
         raw = self._blocks(weights)
         return self._embed(weights, raw, self.standardise(raw))
 
     def forward(
         self,
         weights: Mapping[str, Tensor],  # each of shape: (B, *parameter shape)
-    ) -> Tensor:  # shape: (B, out_features)
-        """Answer per network.
+    ) -> Any:
+        """Answer per network, shape ``(B, out_features)``, or new weights.
+
+        New weights are a state dict of tensors ``(B, *parameter shape)``; with ``copies`` above 1
+        ``(B, copies, *parameter shape)``.
 
         Raises:
             ShapeError: the weights belong to another architecture.
         """
-        return self.head(self.embed(weights))
+        return self._edit(weights) if self.kind == "equivariant" else self.head(self.embed(weights))
+
+    def _edit(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        raw = self._blocks(weights)
+        edits = self._edits(weights, raw, self.standardise(raw))
+        length = self.edit_scale * self.standardise.std
+        edited = {
+            i: torch.add(w.unsqueeze(1), length[i] * edits[i])
+            if i in edits
+            else w.unsqueeze(1).expand(-1, self.copies, *w.shape[1:])
+            for i, w in raw.items()
+        }
+        joined = join_blocks(self.architecture, edited, batch_dims=2)
+        return joined if self.copies > 1 else {name: value.squeeze(1) for name, value in joined.items()}
 
     @abstractmethod
     def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
         """One vector per network from the state dict, its blocks and its standardised blocks."""
 
+    def _edits(
+        self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
+    ) -> dict[int, Tensor]:
+        """Direction of change of every block that is edited, each of shape ``(B, copies, *block shape)``."""
+        raise SpecError(f"{type(self).__name__} returns no weights. Give 'out_features', or take another metanetwork.")
+
     def _blocks(self, weights: Mapping[str, Tensor]) -> dict[int, Tensor]:
         """Values of the blocks that carry parameters, by block number, after a check of the state dict."""
-        shapes = dict(self.layout.shapes)
-        extra = [name for name, value in weights.items() if name not in shapes and value.is_floating_point()]
-        if extra:
-            raise ShapeError(
-                f"The state dict holds {extra}, which {type(self).__name__} for {self.layout!r} does not read. "
-                f"Build the metanetwork from the layout of the networks it reads."
-            )
-        batches = {name: tuple(weights[name].shape[:1]) for name in weights if name in shapes}
-        if len(set(batches.values())) > 1:
-            raise ShapeError(f"All tensors must share one leading batch axis (got {batches}). Stack the state dicts.")
-        return {i: values for i, values in enumerate(self.layout.split(weights)) if values is not None}
+        return read_blocks(self.architecture, weights, type(self).__name__)
 
     def extra_repr(self) -> str:
         """In and out."""
-        return f"{self.layout!r} -> {self.out_features}"
+        out = "weights" if self.out_features is None else self.out_features
+        return f"{first_line(self.architecture)} -> {out}"

@@ -101,10 +101,11 @@ class OperatorNet(Metanet):
         out_features: int,
         config: OperatorNetConfig | None = None,
         *,
+        copies: int = 1,
         probe: Probe | None = None,
     ) -> None:
         config = config or OperatorNetConfig()
-        super().__init__(layout, out_features, config)
+        super().__init__(layout, out_features, config, copies=copies)
         if config.probes and probe is None:
             raise SpecError(
                 f"'probe' must be given for probes={config.probes}. Pass one, or read weights only: probes=0."

@@ -121,7 +121,7 @@ def classify(
     train, val = (batches_of(zoo.split(name, salt), target) for name in ("train", "val"))
     probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
     with seeded(torch.device("cpu"), config.seed, "initialisation"):
-        metanet = build_metanet(model, layout, classes, options, probe=probe)
+        metanet = build_metanet(model, traced, classes, options, probe=probe)
     metanet.fit_normalisation(train.sample(NORMALISATION_SAMPLE))
     metanet.to(device)
     pipeline = Pipeline(make_augmentation(config.augment, layout, space), make_augmentation(config.prepare, layout))
@@ -190,7 +190,7 @@ def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str 
     traced = trace_zoo(zoo)
     layout = traced.layout()
     probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
-    metanet = load_checkpoint(run_dir, layout=layout, probe=probe).to(device)
+    metanet = load_checkpoint(run_dir, architecture=traced, probe=probe).to(device)
     rows = zoo if split == "all" else zoo.split(split, salt)
     return _score(metanet, rows, target, _scoring_pipeline(config, layout, traced.weight_space()), views)
 

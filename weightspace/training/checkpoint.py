@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from weightspace.errors import CheckpointError
-from weightspace.graphs import BlockLayout
-from weightspace.metanets import Metanet, metanet_from_json
+from weightspace.graphs import Trace
+from weightspace.layers.blocks import Architecture, first_line
+from weightspace.metanets import Metanet, architecture_from_json, metanet_from_json, view_of
 from weightspace.zoo.files import publish
 
 __all__ = ["has_checkpoint", "load_checkpoint", "read_checkpoint", "write_checkpoint"]
@@ -95,24 +96,29 @@ def read_checkpoint(run_dir: Path, name: str) -> tuple[dict[str, Tensor], dict[s
         raise CheckpointError(f"'{run_dir / file}' is not a safetensors file ({error}). Train again.") from error
 
 
-def load_checkpoint(run_dir: str | Path, *, layout: BlockLayout | None = None, probe: Any = None) -> Metanet:
+def load_checkpoint(
+    run_dir: str | Path, *, architecture: Trace | Architecture | None = None, probe: Any = None
+) -> Metanet:
     """The metanetwork of a run, with the parameters that were best on the validation split, in evaluation mode.
 
     Args:
         run_dir: Folder of the run.
-        layout: Architecture of the networks it is to read; checked against the one it was trained for.
+        architecture: Trace or view of the networks it is to read; checked against what it was trained for.
         probe: For a metanetwork with probes, what evaluates the networks; see ``build_metanet``.
 
     Raises:
         CheckpointError: unreadable, or trained on another architecture.
     """
     tensors, record = read_checkpoint(Path(run_dir), "checkpoint")
-    trained = BlockLayout.from_json(record["model"]["layout"])
-    if layout is not None and layout.fingerprint != trained.fingerprint:
-        raise CheckpointError(
-            f"The checkpoint in '{run_dir}' reads networks of {trained!r} ({trained.fingerprint}), not of {layout!r} "
-            f"({layout.fingerprint}). Evaluate it on a zoo of that architecture, or train on this one."
-        )
+    trained = architecture_from_json(record["model"])
+    if architecture is not None:
+        wanted = view_of(architecture, type(trained))
+        if wanted.fingerprint != trained.fingerprint:
+            raise CheckpointError(
+                f"The checkpoint in '{run_dir}' reads networks of {first_line(trained)} ({trained.fingerprint}), not "
+                f"of {first_line(wanted)} ({wanted.fingerprint}). Evaluate it on a zoo of that architecture, or train "
+                "on this one."
+            )
     model = metanet_from_json(record["model"], probe=probe)
     try:
         model.load_state_dict(tensors)
