@@ -14,10 +14,12 @@ from weightspace.graphs.matching.merging import (
 )
 from weightspace.graphs.matching.weight_matching import Match, match_to_mean, match_weights
 from weightspace.graphs.networkx import layout_to_networkx, to_networkx
+from weightspace.graphs.neuron_groups import NeuronGroup
 from weightspace.graphs.operators.operation import Operation, OwnedTensor
 from weightspace.graphs.operators.operator_data import OperatorData
 from weightspace.graphs.operators.operator_graph import OperatorGraph
 from weightspace.graphs.operators.operator_types import ACTIVATIONS, OPERATION_TYPES
+from weightspace.graphs.parameter_blocks import Block
 from weightspace.graphs.parameter_graph import EdgeChunk, ParameterGraph, edge_chunks
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.propagation import Propagation, register_rule
@@ -27,7 +29,7 @@ from weightspace.graphs.symmetries.neuron_symmetry import Factor, NeuronSymmetry
 from weightspace.graphs.symmetries.scaling import KINDS, Scaling
 from weightspace.graphs.symmetries.verification import Verification, verify_symmetry
 from weightspace.graphs.trace import Trace, trace
-from weightspace.graphs.weight_space import Block, NeuronGroup, WeightSpace
+from weightspace.graphs.weight_space import WeightSpace
 
 __all__ = [
     "ACTIVATIONS",

@@ -6,10 +6,8 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,50 +16,23 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from weightspace.errors import ShapeError, SpecError
-from weightspace.graphs.compaction import colour_by_axes, compact
-from weightspace.graphs.labels.axis_blocks import FIXED, axis_parts, stack_slices
+from weightspace.graphs.axis_specification import labels_of_axes
+from weightspace.graphs.compaction import compact
 from weightspace.graphs.labels.label_graph import LabelGraph, Solution, solve
 from weightspace.graphs.labels.label_sampling import log_order, random_source
 from weightspace.graphs.labels.parameter_labels import ParameterLabels
 from weightspace.graphs.labels.pool import IntArray
-from weightspace.graphs.labels.values import Component
-from weightspace.graphs.parameter_view import ParameterView
+from weightspace.graphs.neuron_groups import NeuronGroup, group_table, name_groups, neuron_groups
+from weightspace.graphs.parameter_blocks import Block, blocks_of, join_blocks
 from weightspace.graphs.propagation import Propagation
-from weightspace.graphs.run_length import runs, unruns
 from weightspace.graphs.symmetries.canonical import Canonicaliser
 from weightspace.graphs.symmetries.neuron_permutation import NeuronPermutation
 from weightspace.graphs.symmetries.neuron_symmetry import NeuronSymmetry
 from weightspace.graphs.symmetries.scaling import KINDS, Scaling
 from weightspace.graphs.symmetries.verification import Verification, verify_symmetry
+from weightspace.graphs.weight_space_json import from_json, to_json
 
-__all__ = ["Block", "NeuronGroup", "WeightSpace"]
-
-
-@dataclass(frozen=True)
-class NeuronGroup:
-    """A set of parameter axes that are permuted together.
-
-    Args:
-        name: Where the neurons are written first.
-        size: Number of neurons (of inner neurons for each outer one, where there is a parent).
-        kind: ``"permutable"``; ``"fixed"`` (inputs, outputs, kernel positions); or ``"generic"``, moved by a group that
-            is no nested product of symmetric groups: sampled and applied exactly, taken as fixed by linear layers.
-        parent: Group inside whose every neuron this one is permuted independently.
-    """
-
-    name: str
-    size: int
-    kind: str = "permutable"
-    parent: str | None = None
-
-
-@dataclass(frozen=True)
-class Block:
-    """A view of one parameter with one neuron group per axis."""
-
-    name: str
-    view: ParameterView
-    axes: tuple[str, ...]
+__all__ = ["WeightSpace"]
 
 
 class WeightSpace:
@@ -99,17 +70,8 @@ class WeightSpace:
         self._canonicalisers: dict[tuple[str, ...], Canonicaliser] = {}
         self._graph = graph
         self._solution: Solution = solve(graph)
-        self._names = self._name_groups()
-        solved = self._solution.groups
-        self.groups: dict[str, NeuronGroup] = {
-            self._names[g]: NeuronGroup(
-                self._names[g],
-                s.size,
-                "permutable" if s.kind == "symmetric" else "generic",
-                None if s.parent is None else self._names[s.parent],
-            )
-            for g, s in sorted(enumerate(solved), key=lambda x: list(self._names).index(x[0]))
-        }
+        self._names = name_groups(self.parameters, self._solution, self._given)
+        self.groups = neuron_groups(self._solution, self._names)
         self.blocks = tuple(b for p in self.parameters for b in self._blocks_of(p))
         self.log_order = log_order(self._solution)
 
@@ -138,45 +100,14 @@ class WeightSpace:
             fixed: Groups that keep their order (inputs, outputs, kernel positions).
 
         Raises:
-            SpecError: an axis is missing, or a group has two sizes.
+            SpecError: an axis is missing, a group has two sizes, or a fixed group is on no axis.
         """
-        sizes: dict[str, int] = {}
-        for name, groups in axes.items():
-            if name not in shapes or len(groups) != len(shapes[name]):
-                raise SpecError(
-                    f"Parameter '{name}' must have one group per axis (got groups {tuple(groups)} for shape "
-                    f"{tuple(shapes.get(name, ()))})."
-                )
-            for group, size in zip(groups, shapes[name], strict=True):
-                if sizes.setdefault(group, size) != size:
-                    raise SpecError(
-                        f"Group '{group}' must have one size (got {sizes[group]} and, in '{name}', {size})."
-                    )
-        missing = [g for g in fixed if g not in sizes]
-        if missing:
-            raise SpecError(f"Fixed groups {missing} are on no axis; the groups are {sorted(sizes)}.")
-        starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
-        placed = [
-            ParameterLabels(
-                name,
-                tuple(shapes[name]),
-                tuple(shapes[name]),
-                tuple(
-                    Component((d,), np.arange(starts[g], starts[g] + sizes[g]))
-                    for d, g in enumerate(groups)
-                    if sizes[g] > 1
-                ),
-            )
-            for name, groups in axes.items()
-        ]
-        total = sum(sizes.values())
-        held = np.zeros(total, bool)
-        for g in fixed:
-            held[starts[g] : starts[g] + sizes[g]] = True
-        graph = LabelGraph(
-            colour_by_axes(total, placed, [], held), np.zeros((0, 3), np.int64), np.full((total, 2), -1, np.int64)
-        )
-        return cls(placed, graph, {start: group for group, start in starts.items()})
+        return cls(*labels_of_axes(axes, shapes, fixed))
+
+    @property
+    def label_graph(self) -> LabelGraph:
+        """The coloured graph whose automorphisms are the group; its nodes are the labels of :attr:`parameters`."""
+        return self._graph
 
     @property
     def label_classes(self) -> IntArray:
@@ -287,15 +218,8 @@ class WeightSpace:
 
     def join(self, values: Mapping[str, Tensor], batch_dims: int = 0) -> dict[str, Tensor]:
         """Exact inverse of :meth:`split`."""
-        flat: dict[str, Tensor] = {}
-        for block in self.blocks:
-            value, name = values[block.name], block.view.parameter
-            batch = value.shape[:batch_dims]
-            if name not in flat:
-                flat[name] = value.new_empty(*batch, math.prod(block.view.parameter_shape))
-            index = block.view.entries().reshape(-1).to(value.device)
-            flat[name] = flat[name].index_copy(-1, index, value.reshape(*batch, -1))
-        return {p.name: flat[p.name].reshape((*flat[p.name].shape[:-1], *p.shape)) for p in self.parameters}
+        joined = join_blocks(self.blocks, values, batch_dims)
+        return {p.name: joined[p.name] for p in self.parameters}
 
     def verify(self, module: nn.Module, *inputs: Any, trials: int = 3, seed: int = 0) -> Verification:
         """Apply random group elements in float64 and compare the function's outputs.
@@ -323,101 +247,22 @@ class WeightSpace:
         if group not in self.groups:
             raise SpecError(f"There is no group '{group}'; the groups are {list(self.groups)}.")
         index = next(k for k, name in self._names.items() if name == group)
-        mine = np.array(
-            [bool(c) and {x for x, _ in c} <= {index, *self._nested(index)} for c in self._solution.coordinates]
-        )
-        return NeuronPermutation(np.where(mine, g.source, np.arange(len(mine))))
+        source = np.where(self._solution.inside(index), g.source, np.arange(len(g.source)))
+        return NeuronPermutation(source)
 
-    def _nested(self, group: int) -> set[int]:
-        return {k for k in range(len(self._solution.groups)) if group in self._solution.ancestors(k)}
+    def _blocks_of(self, p: ParameterLabels) -> list[Block]:
+        return blocks_of(p, self._solution, self._names)
 
     # -- description ---------------------------------------------------------------------------------------------
 
-    def _name_groups(self) -> dict[int, str]:
-        """Name every group after the weight that writes its neurons, or else after the first parameter it is on."""
-        names: dict[int, str] = {}
-        taken: set[str] = set()
-        ordered = [(c.dims[0] > 0 or len(p.shape) < 2, p, c) for p in self.parameters for c in p.components]
-        for _, p, component in sorted(ordered, key=lambda x: x[0]):
-            for node in component.labels.reshape(-1).tolist():
-                for depth, (group, _) in enumerate(self._solution.coordinates[node]):
-                    if group in names:
-                        continue
-                    base = self._given.get(node) or (p.name.rsplit(".", 1)[0] if "." in p.name else p.name)
-                    base += ".outer" if depth + 1 < len(self._solution.coordinates[node]) else ""
-                    name, k = base, 1
-                    while name in taken:
-                        name, k = f"{base}:{k}", k + 1
-                    names[group] = name
-                    taken.add(name)
-        for group in range(len(self._solution.groups)):
-            names.setdefault(group, f"group:{group}")
-        return names
-
-    def _blocks_of(self, p: ParameterLabels) -> list[Block]:
-        base = ParameterView(p.name, p.shape).reshape(*p.view_shape)
-        slices = stack_slices(p, self._solution)
-        if slices is None:
-            cut = list(self._cut(base, 0, p))
-        else:
-            single = ((base.take(0, (k,)), q) for k, q in enumerate(slices))
-            cut = [(view, [1, *sizes], [FIXED, *axes]) for b, q in single for view, sizes, axes in self._cut(b, 1, q)]
-        names = [p.name] if len(cut) == 1 else [f"{p.name}:{k}" for k in range(len(cut))]
-        return [Block(n, v.reshape(*s), tuple(a)) for n, (v, s, a) in zip(names, cut, strict=True)]
-
-    def _cut(
-        self, base: ParameterView, first: int, p: ParameterLabels
-    ) -> Iterator[tuple[ParameterView, list[int], list[str]]]:
-        """Parts of a view, whose axes from ``first`` on are labelled by ``p``: view, sizes and groups of its axes."""
-        for combination in product(*axis_parts(p, self._solution, self._names)):
-            view, sizes, axes = base, [], []
-            for dim, part in enumerate(combination):
-                view = view.take(first + dim, part.positions)
-                sizes += part.sizes
-                axes += part.groups
-            yield view, sizes, axes
-
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form; :meth:`from_json` inverts it."""
-        return {
-            "parameters": [
-                {
-                    "name": p.name,
-                    "shape": list(p.shape),
-                    "view_shape": list(p.view_shape),
-                    "is_buffer": p.is_buffer,
-                    "components": [
-                        {"dims": list(c.dims), "shape": list(c.labels.shape), "labels": runs(c.labels.reshape(-1))}
-                        for c in p.components
-                    ],
-                }
-                for p in self.parameters
-            ],
-            "colours": runs(self._graph.colours),
-            "edges": [runs(column) for column in self._graph.edges.T],
-            "factors": [runs(column) for column in self._graph.factors.T],
-            "names": [[node, name] for node, name in self._given.items()],
-            **({"scaling": self.scaling.to_json()} if self.scaling.kinds else {}),
-            **({"aliases": self.aliases} if self.aliases else {}),
-        }
+        return to_json(self.parameters, self._graph, self._given, self.scaling, self.aliases)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> WeightSpace:
         """Read what :meth:`to_json` wrote."""
-        parameters = [
-            ParameterLabels(
-                p["name"],
-                tuple(p["shape"]),
-                tuple(p["view_shape"]),
-                tuple(Component(tuple(c["dims"]), unruns(c["labels"]).reshape(c["shape"])) for c in p["components"]),
-                p["is_buffer"],
-            )
-            for p in data["parameters"]
-        ]
-        edges, factors = (np.stack([unruns(c) for c in data[k]], 1) for k in ("edges", "factors"))
-        scaling = Scaling.from_json(data["scaling"]) if "scaling" in data else None
-        graph = LabelGraph(unruns(data["colours"]), edges, factors)
-        return cls(parameters, graph, dict(data["names"]), scaling, data.get("aliases"))
+        return cls(*from_json(data))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -463,11 +308,5 @@ class WeightSpace:
             f"WeightSpace({len(self.parameters)} tensors, {numel:,} scalars, {count} permutable group"
             f"{'' if count == 1 else 's'}, log order {self.log_order:.2f})"
         )
-        rows = []
-        for g in self.permutable:
-            axes = self.axes_of(g.name)
-            shown = " ".join(axes[:6]) + (f" ... ({len(axes)} axes)" if len(axes) > 6 else "")
-            rows.append((g.name + (f" in {g.parent}" if g.parent else ""), g.kind, str(g.size), shown))
-        widths = [max((len(r[k]) for r in rows), default=0) for k in range(3)]
-        lines = ["  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[3]]) for r in rows]
-        return "\n  ".join([head, *lines])
+        table = group_table(self.permutable, {g.name: self.axes_of(g.name) for g in self.permutable})
+        return "\n  ".join([head, *table])

@@ -77,6 +77,11 @@ class Solution:
         """Number of independent copies of a group."""
         return math.prod(self.groups[g].size for g in self.ancestors(group))
 
+    def inside(self, group: int) -> NDArray[np.bool_]:
+        """Nodes that this group moves together with none but groups nested in it; shape ``(N,)``."""
+        nested = {g for g in range(len(self.groups)) if group in (g, *self.ancestors(g))}
+        return np.array([bool(c) and {g for g, _ in c} <= nested for c in self.coordinates])
+
     def add(self, group: SolvedGroup) -> int:
         """A new group; returns its number."""
         self.groups.append(group)

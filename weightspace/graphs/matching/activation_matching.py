@@ -17,9 +17,10 @@ from weightspace.graphs.labels.values import Component
 from weightspace.graphs.matching.coordinate_descent import CoordinateDescent, Settings
 from weightspace.graphs.matching.paired_blocks import outer_axes
 from weightspace.graphs.matching.weight_matching import Match, block_axes, branches_of, match_of
+from weightspace.graphs.parameter_blocks import Block
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.graphs.trace import Trace
-from weightspace.graphs.weight_space import Block, WeightSpace
+from weightspace.graphs.weight_space import WeightSpace
 
 __all__ = ["match_activations"]
 

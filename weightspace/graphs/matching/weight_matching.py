@@ -15,9 +15,10 @@ from weightspace.graphs.labels.axis_blocks import GENERIC
 from weightspace.graphs.labels.values import reshape_groups
 from weightspace.graphs.matching.coordinate_descent import Branch, CoordinateDescent, Settings
 from weightspace.graphs.matching.paired_blocks import Axis, PairedBlock
+from weightspace.graphs.parameter_blocks import Block
 from weightspace.graphs.symmetries.group_coordinates import GroupCoordinates
 from weightspace.graphs.symmetries.neuron_permutation import NeuronPermutation
-from weightspace.graphs.weight_space import Block, WeightSpace
+from weightspace.graphs.weight_space import WeightSpace
 
 __all__ = ["Match", "match_to_mean", "match_weights"]
 
