@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.architectures.zoo import ARCHITECTURES
 from weightspace.errors import ShapeError, SpecError, UnsupportedModuleError
 from weightspace.graphs import BlockLayout, WeightSpace, register_rule, trace
 
@@ -89,18 +90,9 @@ def test_weights_are_not_written_to() -> None:
 
 
 def test_mlp_layout_is_what_tracing_gives() -> None:
-    class Siren(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList([nn.Linear(2, 5), nn.Linear(5, 4), nn.Linear(4, 1)])
-
-        def forward(self, x: Tensor) -> Tensor:
-            for layer in self.layers[:-1]:
-                x = torch.sin(30.0 * layer(x))
-            return self.layers[-1](x) + 0.5
-
-    traced = trace(Siren(), torch.zeros(7, 2)).layout()
-    assert traced == BlockLayout.mlp([2, 5, 4, 1], activation="sin", gain=30.0)
+    case = ARCHITECTURES["siren"]
+    traced = trace(case.build(), *case.example).layout()
+    assert traced == BlockLayout.mlp([2, 8, 6, 1], activation="sin", gain=30.0)
 
 
 @settings(max_examples=15, deadline=None)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from weightspace.errors import UnsupportedModuleError, WeightspaceError
 from weightspace.graphs.labels.constants import Constants, varying_axes
@@ -271,13 +272,7 @@ def aligned(letters: str, shape: tuple[int, ...]) -> str:
 
 
 def _values_in(tree: Any) -> list[Value]:
-    if isinstance(tree, Value):
-        return [tree]
-    if isinstance(tree, dict):
-        return [v for x in tree.values() for v in _values_in(x)]
-    if isinstance(tree, list | tuple):
-        return [v for x in tree for v in _values_in(x)]
-    return []
+    return [x for x in pytree.tree_leaves(tree) if isinstance(x, Value)]
 
 
 def _origin(operands: Sequence[Value]) -> str:

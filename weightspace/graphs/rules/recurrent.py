@@ -217,22 +217,13 @@ def lstm_cell(
     return Value(p.shape(node, 0), new.hidden, neurons=neurons), Value(p.shape(node, 1), new.cell, neurons=neurons)
 
 
-@register_rule(aten.gru_cell.default)
-def gru_cell(
+@register_rule(aten.gru_cell.default, aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default)
+def gru_or_rnn_cell(
     p: Propagation, node: Node, x: Value, state: Value, w_input: Value, w_recurrent: Value, *biases: Any
 ) -> Value:
-    """One step of a gated recurrent unit."""
-    cell = _Cell(3, w_input, w_recurrent, _given(biases))
-    new = cell.step(p, x.components, _State(state.components))
-    return Value(p.shape(node), new.hidden, neurons=_step_neurons(p, node, cell, x, state, new))
-
-
-@register_rule(aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default)
-def rnn_cell(
-    p: Propagation, node: Node, x: Value, state: Value, w_input: Value, w_recurrent: Value, *biases: Any
-) -> Value:
-    """One step of an Elman network."""
-    cell = _Cell(1, w_input, w_recurrent, _given(biases))
+    """One step of a gated recurrent unit or of an Elman network, whose output is their whole state."""
+    rows, width = w_recurrent.shape
+    cell = _Cell(rows // width, w_input, w_recurrent, _given(biases))
     new = cell.step(p, x.components, _State(state.components))
     return Value(p.shape(node), new.hidden, neurons=_step_neurons(p, node, cell, x, state, new))
 

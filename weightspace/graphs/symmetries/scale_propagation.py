@@ -8,7 +8,7 @@ Whatever has no rule holds its operands at a factor of 1, so the result is alway
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from weightspace.graphs.labels.pool import IntArray
 from weightspace.graphs.symmetries.exponents import Exponents, Term, moved, spread, without
@@ -318,13 +319,7 @@ def _plain(meta: Any) -> Any:
 
 
 def _values_in(tree: Any) -> list[Any]:
-    if isinstance(tree, Scaled | Raw):
-        return [tree]
-    if isinstance(tree, Mapping):
-        return [v for x in tree.values() for v in _values_in(x)]
-    if isinstance(tree, list | tuple):
-        return [v for x in tree for v in _values_in(x)]
-    return []
+    return [x for x in pytree.tree_leaves(tree) if isinstance(x, Scaled | Raw)]
 
 
 def powered(w: ScaleWalk, terms: Sequence[Term], factor: Fraction) -> tuple[Term, ...]:
