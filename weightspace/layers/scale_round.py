@@ -1,0 +1,215 @@
+"""One round of scale-equivariant message passing over the blocks of a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from weightspace.graphs.block_layout import BlockLayout
+from weightspace.layers.block_roles import Side, collect, nodes_of, scatter
+from weightspace.layers.scale import RescaleEq, ScaleEq, ScaleInv
+from weightspace.layers.scaling_kinds import Kind
+
+__all__ = ["EdgeKey", "Route", "RoundPlan", "ScaleRound", "plan_rounds", "routes_of"]
+
+EdgeKey = tuple[int, Side]
+"""Number of a block and the side its messages go to."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """One direction of one block: states of layer ``origin`` go to layer ``end``, on the ``to`` side of the block."""
+
+    number: int
+    to: Side
+    origin: str
+    end: str
+    is_link: bool
+
+    @property
+    def edge(self) -> EdgeKey:
+        """Which edge states travel."""
+        return self.number, self.to
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What one round computes: the routes it takes and the edge states it renews."""
+
+    routes: tuple[Route, ...]
+    renewed: tuple[EdgeKey, ...]
+
+
+def routes_of(layout: BlockLayout, neurons: Collection[str], *, bidirectional: bool) -> list[Route]:
+    """All directions of all blocks between node layers with states."""
+    sides: tuple[Side, ...] = ("target", "source") if bidirectional else ("target",)
+    return [
+        Route(i, to, b.source if to == "target" else b.target, getattr(b, to), b.view is None)
+        for i, b in enumerate(layout.blocks)
+        if b.source in neurons and b.target in neurons
+        for to in sides
+    ]
+
+
+def plan_rounds(
+    routes: Sequence[Route], rounds: int, layers: Collection[str], edges: Collection[EdgeKey]
+) -> list[RoundPlan]:
+    """Rounds that compute the states of ``layers`` and ``edges`` after the last, and nothing that no one reads."""
+    by_edge = {route.edge: route for route in routes}
+    layers, edges, plans = set(layers), set(edges), []
+    for _ in range(rounds):
+        layers |= {name for key in edges for name in (by_edge[key].origin, by_edge[key].end)}
+        taken = tuple(route for route in routes if route.end in layers)
+        plans.append(RoundPlan(taken, tuple(r.edge for r in routes if r.edge in edges)))
+        layers |= {route.origin for route in taken}
+        edges |= {route.edge for route in taken if not route.is_link}
+    return plans[::-1]
+
+
+class ScaleRound(nn.Module):
+    r"""Messages, node updates and edge updates of ScaleGMN on rectangles of edges.
+
+    .. math::
+        m_i &= \textstyle\sum_j \mathrm{ScaleEq}(\Gamma_x x_j \odot \Gamma_e e_{ij}) / \sqrt{\text{fan-in}} \\
+        x_i &\leftarrow x_i + \mathrm{ScaleEq}([x_i, m_i, m'_i]) \\
+        e_{ij} &\leftarrow \Gamma e_{ij} \odot \phi(\mathrm{ScaleInv}(x_j), \mathrm{ScaleInv}(x_i))
+
+    Kalogeropoulos et al. 2024, section 5; :math:`m'` and :math:`e'` are those of the other direction, with functions
+    and edge states of their own. Functions are shared by all blocks whose ends play the same role (input, output, or
+    hidden with its kind), as in the paper. Differences: the residual in the second line, the constant factor behind
+    the sum, no layer norm inside the functions. The first linear map of :math:`\phi` is split by end. Parameter-free
+    blocks carry a linear image of the state.
+
+    Args:
+        layout: The architecture.
+        kinds: Kind of the factor by node layer.
+        plan: What this round computes.
+        width: ``C``, channels per node and edge.
+        dropout: Rate on what is added to a node.
+
+    Shape:
+        - states: ``{node layer: (B, n, C)}``; edges: ``{(block, side): (B, G, O, I, C)}``; output: the same.
+    """
+
+    def __init__(
+        self, layout: BlockLayout, kinds: Mapping[str, Kind], plan: RoundPlan, width: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.plan, self.sizes = plan, {layer.name: layer.size for layer in layout.layers}
+        self.shapes = [block.shape for block in layout.blocks]
+        self.roles = {
+            x.name: kinds[x.name] if x.kind == "hidden" else f"{x.kind}_{kinds[x.name]}" for x in layout.layers
+        }
+        ends = [(r.end, r.to) for r in plan.routes]
+        self.fan_in = {
+            r.edge: ends.count((r.end, r.to)) * self.shapes[r.number][2 if r.to == "target" else 1] for r in plan.routes
+        }
+        by_edge = {key: route for route in routes_of(layout, self.sizes, bidirectional=True) for key in [route.edge]}
+        self.renewals = [by_edge[key] for key in plan.renewed]
+        for number in dict.fromkeys(r.number for r in (*plan.routes, *self.renewals)):
+            for side in ("source", "target"):
+                self.register_buffer(f"{side}_{number}", nodes_of(layout.blocks[number], side), persistent=False)
+        self._build(kinds, width, dropout)
+
+    def _build(self, kinds: Mapping[str, Kind], width: int, dropout: float) -> None:
+        self.products, self.messages, self.links = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.updates, self.dropout = nn.ModuleDict(), nn.Dropout(dropout)
+        self.invariants, self.gates, self.carries = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        renewed = {self._key(route) for route in self.renewals}
+        for route in self.plan.routes:
+            key = self._key(route)
+            if route.is_link:
+                self.links[key] = nn.Linear(width, width, bias=False)
+            elif key not in self.messages:
+                self.products[key] = RescaleEq(width, carry=key in renewed)
+                self.messages[key] = ScaleEq(kinds[route.end], width, width)
+        for name, sides in self._sides().items():
+            self.updates[self._update_key(name, sides)] = ScaleEq(kinds[name], (1 + len(sides)) * width, width)
+        for route in self.renewals:
+            key = self._key(route)
+            if key not in self.gates:
+                self.gates[key] = _Gate(width)
+            for name in (route.origin, route.end):
+                self.invariants[self.roles[name]] = ScaleInv(kinds[name], width, width, width)
+
+    def _key(self, route: Route) -> str:
+        return f"{route.to}_{self.roles[route.origin]}_{self.roles[route.end]}"
+
+    def _sides(self) -> dict[str, tuple[Side, ...]]:
+        """Sides from which every layer receives messages."""
+        received: dict[str, dict[Side, None]] = {}
+        for route in self.plan.routes:
+            received.setdefault(route.end, {})[route.to] = None
+        return {name: tuple(sides) for name, sides in received.items()}
+
+    def _update_key(self, name: str, sides: Sequence[Side]) -> str:
+        return "_".join((self.roles[name], *sides))
+
+    def forward(
+        self, states: Mapping[str, Tensor], edges: Mapping[EdgeKey, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[EdgeKey, Tensor]]:
+        """States of nodes and edges after the round."""
+        received: dict[str, dict[Side, Tensor]] = {}
+        carried: dict[EdgeKey, Tensor] = {}
+        for route in self.plan.routes:
+            message, image = self._message(route, states[route.origin], edges)
+            if image is not None:
+                carried[route.edge] = image
+            into = received.setdefault(route.end, {})
+            into[route.to] = into[route.to] + message if route.to in into else message
+        result = dict(states)
+        for name, messages in received.items():
+            update = self.updates[self._update_key(name, tuple(messages))]
+            result[name] = states[name] + self.dropout(update(torch.cat([states[name], *messages.values()], dim=-1)))
+        invariant = {
+            name: self.invariants[self.roles[name]](result[name])
+            for name in dict.fromkeys(end for route in self.renewals for end in (route.origin, route.end))
+        }
+        renewed = {route.edge: self._renew(route, invariant, carried[route.edge]) for route in self.renewals}
+        return result, renewed
+
+    def _message(self, route: Route, origin: Tensor, edges: Mapping[EdgeKey, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Sum of the messages at every node of the end, and the image of the edge states that their update needs."""
+        key, (groups, out, inputs, _) = self._key(route), self.shapes[route.number]
+        forward = route.to == "target"
+        read = getattr(self, f"{'source' if forward else 'target'}_{route.number}")
+        write = getattr(self, f"{route.to}_{route.number}")
+        size, scale = self.sizes[route.end], self.fan_in[route.edge] ** -0.5
+        count, kept = (inputs, out) if forward else (out, inputs)
+        carried = None
+        if route.is_link:
+            heard = self.links[key](collect(origin, read)).view(-1, groups, count, origin.shape[-1]).sum(2, True)
+            heard = heard.expand(-1, -1, kept, -1).flatten(1, 2)
+        else:
+            product = self.products[key]
+            mapped = product.node(collect(origin, read)).view(-1, groups, count, origin.shape[-1])
+            mixed, carried = product(mapped.unsqueeze(2 if forward else 3), edges[route.edge])
+            heard = self.messages[key](mixed).sum(3 if forward else 2).flatten(1, 2)
+        return scatter(heard * scale, write, size), carried
+
+    def _renew(self, route: Route, invariant: Mapping[str, Tensor], carried: Tensor) -> Tensor:
+        """New edge states of one direction of one block."""
+        groups, out, inputs, _ = self.shapes[route.number]
+        source, target = (route.origin, route.end) if route.to == "target" else (route.end, route.origin)
+        at_source = collect(invariant[source], getattr(self, f"source_{route.number}")).unflatten(
+            1, (groups, 1, inputs)
+        )
+        at_target = collect(invariant[target], getattr(self, f"target_{route.number}")).unflatten(1, (groups, out, 1))
+        return carried * self.gates[self._key(route)](at_source, at_target)
+
+
+class _Gate(nn.Module):
+    """Function of two invariant vectors, the first linear map split between them; starts near 1."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.source, self.target = nn.Linear(width, width, bias=False), nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+        nn.init.ones_(self.second.bias)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        return self.second(F.silu(self.source(source) + self.target(target)))

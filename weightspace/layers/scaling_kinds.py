@@ -1,0 +1,81 @@
+"""Which factor the neurons of every layer may be multiplied by, read off a layout."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from weightspace.errors import SpecError
+from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
+
+__all__ = ["Kind", "Symmetry", "scaling_kinds"]
+
+Kind = Literal["scale", "sign", "permutation"]
+"""Factors of the neurons of a layer: any positive number, 1 or -1, or 1 alone (the neurons only change places)."""
+
+Symmetry = Literal["auto", "scale", "sign", "permutation"]
+"""How the kind of the hidden layers is found: by their activations, or given."""
+
+_LINEAR = {"identity", "scale", "mean", "sum", "avg_pool"}
+_HOMOGENEOUS = _LINEAR | {"relu", "relu_", "leaky_relu", "leaky_relu_", "rrelu", "abs", "max_pool", "amax"}
+_ODD = _LINEAR | {"tanh", "tanh_", "sin", "sin_", "erf", "asin", "atan", "sinh", "asinh"}
+_CARRYING = ("residual", "link")
+"""Parameter-free edges along which a factor travels unchanged: sums, and gathering with constant weights."""
+
+
+def scaling_kinds(layout: BlockLayout, symmetry: Symmetry = "auto") -> dict[str, Kind]:
+    """Kind of the factor of every node layer.
+
+    ``"scale"`` behind positively homogeneous functions (ReLU and its relatives, pooling), ``"sign"`` behind odd ones
+    (tanh, sine), for hidden layers that only weights and biases, sums and gathering touch; layers that sums join have
+    one kind. All else is held at factor 1: inputs and outputs, other activations, layers with a norm (a learned slope
+    counts as one), with products, attention or gates. So the factors here are among the true ones but for functions
+    of a neuron that the layout does not name. A linear neuron may have any factor but 0; it follows the layers it is
+    added to, else it counts as ``"scale"``.
+
+    Args:
+        layout: The architecture.
+        symmetry: ``"auto"``, or the kind to take in place of what the activations say.
+
+    Returns:
+        The kind by name of the node layer.
+
+    Raises:
+        SpecError: ``symmetry`` is none of :data:`Symmetry`.
+
+    Example:
+        >>> scaling_kinds(BlockLayout.mlp([2, 8, 8, 1], activation="sin"))["layers.1"]
+        'sign'
+    """
+    if symmetry not in get_args(Symmetry):
+        raise SpecError(f"'symmetry' must be one of {list(get_args(Symmetry))} (got '{symmetry}').")
+    allowed = {layer.name: _allowed(layer, symmetry) for layer in layout.layers}
+    for block in layout.blocks:
+        if not _carries(block):
+            allowed[block.source], allowed[block.target] = set(), set()
+    changed = True
+    while changed:  # a sum has one factor: what its operands and its result have in common
+        changed = False
+        for block in layout.blocks:
+            common = allowed[block.source] & allowed[block.target]
+            if block.view is None and not allowed[block.source] == allowed[block.target] == common:
+                allowed[block.source], allowed[block.target], changed = common, common, True
+    order: tuple[Kind, ...] = ("scale", "sign")
+    return {name: next((k for k in order if k in kinds), "permutation") for name, kinds in allowed.items()}
+
+
+def _allowed(layer: NodeLayer, symmetry: Symmetry) -> set[Kind]:
+    if layer.kind != "hidden" or symmetry == "permutation":
+        return set()
+    if symmetry != "auto":
+        return {symmetry}
+    chain = set(layer.activation.split("+"))
+    kinds: set[Kind] = set()
+    if chain <= _HOMOGENEOUS:
+        kinds.add("scale")
+    if chain <= _ODD:
+        kinds.add("sign")
+    return kinds
+
+
+def _carries(block: EdgeBlock) -> bool:
+    return block.role in _CARRYING if block.view is None else block.role in ("weight", "bias")
