@@ -122,6 +122,14 @@ SYMMETRIES = {
 SMALL = {
     "operator": {"width": 8, "heads": 4, "layers": 2, "frequencies": 8, "head_width": 16},
     "gmn": {"width": 8, "edge_width": 4, "layers": 3, "edge_units": 8, "head_width": 16},
+    "neural_graph": {
+        "width": 6,
+        "edge_width": 5,
+        "layers": 4,
+        "frequencies": 7,
+        "frequency_scale": 0.5,
+        "head_width": 8,
+    },
     "mlp": {"width": 16},
     "statnn": {"width": 16},
 }

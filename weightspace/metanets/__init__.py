@@ -9,18 +9,46 @@ from weightspace.metanets.build import (
     metanet_to_json,
     view_of,
 )
+from weightspace.metanets.dws import DWSNet, DWSNetConfig
 from weightspace.metanets.gmn import GraphMetanetwork, GraphMetanetworkConfig
+from weightspace.metanets.linear_net import LinearNet, LinearNetConfig
 from weightspace.metanets.metanet import Metanet
+from weightspace.metanets.mixed import (
+    SharedGraphMetanetwork,
+    SharedGraphMetanetworkConfig,
+    SharedMetanet,
+    SharedOperatorNet,
+    SharedOperatorNetConfig,
+    shared_metanet_from_json,
+)
+from weightspace.metanets.neural_graph import NeuralGraphNet, NeuralGraphNetConfig
+from weightspace.metanets.nfn import NFN, NFNConfig
 from weightspace.metanets.operator_net import OperatorNet, OperatorNetConfig
+from weightspace.metanets.unf import UNF, UNFConfig
 
 __all__ = [
+    "DWSNet",
+    "DWSNetConfig",
+    "LinearNet",
+    "LinearNetConfig",
+    "NFN",
+    "NFNConfig",
+    "UNF",
+    "UNFConfig",
     "FlatMLP",
     "FlatMLPConfig",
     "GraphMetanetwork",
     "GraphMetanetworkConfig",
     "Metanet",
+    "NeuralGraphNet",
+    "NeuralGraphNetConfig",
     "OperatorNet",
     "OperatorNetConfig",
+    "SharedGraphMetanetwork",
+    "SharedGraphMetanetworkConfig",
+    "SharedMetanet",
+    "SharedOperatorNet",
+    "SharedOperatorNetConfig",
     "StatNN",
     "StatNNConfig",
     "architecture_from_json",
@@ -28,5 +56,6 @@ __all__ = [
     "metanet_from_json",
     "metanet_names",
     "metanet_to_json",
+    "shared_metanet_from_json",
     "view_of",
 ]

@@ -11,9 +11,13 @@ from weightspace.graphs import BlockLayout, Trace, WeightSpace
 from weightspace.layers.blocks import Architecture
 from weightspace.layers.probes import Probe
 from weightspace.metanets.baselines import FlatMLP, FlatMLPConfig, StatNN, StatNNConfig
+from weightspace.metanets.dws import DWSNet, DWSNetConfig
 from weightspace.metanets.gmn import GraphMetanetwork, GraphMetanetworkConfig
 from weightspace.metanets.metanet import Metanet
+from weightspace.metanets.neural_graph import NeuralGraphNet, NeuralGraphNetConfig
+from weightspace.metanets.nfn import NFN, NFNConfig
 from weightspace.metanets.operator_net import OperatorNet, OperatorNetConfig
+from weightspace.metanets.unf import UNF, UNFConfig
 
 __all__ = [
     "architecture_from_json",
@@ -25,8 +29,12 @@ __all__ = [
 ]
 
 _METANETS: dict[str, tuple[type[Any], type[Any]]] = {
+    "dws": (DWSNet, DWSNetConfig),
+    "nfn": (NFN, NFNConfig),
+    "unf": (UNF, UNFConfig),
     "operator": (OperatorNet, OperatorNetConfig),
     "gmn": (GraphMetanetwork, GraphMetanetworkConfig),
+    "neural_graph": (NeuralGraphNet, NeuralGraphNetConfig),
     "mlp": (FlatMLP, FlatMLPConfig),
     "statnn": (StatNN, StatNNConfig),
 }

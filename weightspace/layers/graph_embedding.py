@@ -1,0 +1,156 @@
+"""First states of the nodes and edges of a neural graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.layers.block_roles import nodes_of, scatter
+from weightspace.layers.neural_graph import NeuralGraph
+from weightspace.layers.node_embedding import node_features
+from weightspace.layers.pna import keep_moment_
+
+__all__ = ["FourierFeatures", "GraphEmbedding"]
+
+
+class FourierFeatures(nn.Module):
+    r"""Fixed random Fourier features :math:`[\cos 2\pi B x, \sin 2\pi B x]` (Tancik et al. 2020).
+
+    Args:
+        features: Numbers per input.
+        frequencies: Rows of ``B``.
+        scale: Standard deviation of the entries of ``B``.
+
+    Shape:
+        - input: ``(..., features)``; output: ``(..., 2 * frequencies)``.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, frequencies: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(features, frequencies) * (2 * math.pi * scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cosines, then sines."""
+        phase = x * self.frequencies[0] if len(self.frequencies) == 1 else x @ self.frequencies
+        return torch.cat([phase.cos(), phase.sin()], dim=-1)
+
+
+def _table_rows(graph: NeuralGraph) -> Tensor:
+    """Row of the position table for each node.
+
+    Input, output and position nodes have a row each; hidden nodes share one per layer and class.
+    """
+    rows, total = [], 0
+    for name in graph.layers:
+        layer = graph.layout.layer(name)
+        if layer.kind == "hidden":
+            classes = torch.tensor(layer.index or (0,) * layer.size).unique(return_inverse=True)[1]
+        else:
+            classes = torch.arange(layer.size)
+        rows.append(classes + total)
+        total += int(classes.max()) + 1
+    return torch.cat(rows)
+
+
+class GraphEmbedding(nn.Module):
+    """First states of all nodes and edges.
+
+    Kofinas et al. 2024, section 3.1 and appendix C: parameters enter by random Fourier features and a linear map;
+    nodes get a learned position (one per input, output or position node, one per layer of hidden nodes) and, where
+    hidden layers differ in their activation, an embedding of it. Ours: the linear maps that follow each other are one;
+    edges against the forward pass read the same Fourier features by a linear map of their own (the paper's features
+    ``[w, 0, w]`` and ``[0, w, w]``); kernels of different size have embeddings of their own instead of padding.
+
+    Args:
+        graph: Nodes and relations.
+        width, edge_width: Channels per node and per edge.
+        frequencies, scale: Number and standard deviation of the Fourier frequencies.
+
+    Shape:
+        - standardised blocks: ``{block number: (B, G, O, I, K)}``; output: nodes ``(B, N, width)`` and edges, one
+          tensor ``(B, G, R, S, edge_width)`` per relation.
+    """
+
+    position_rows: Tensor
+    activation_rows: Tensor | None
+
+    def __init__(self, graph: NeuralGraph, width: int, edge_width: int, *, frequencies: int, scale: float) -> None:
+        super().__init__()
+        self.graph, layout = graph, graph.layout
+        self.sizes = [layout.layer(name).size for name in graph.layers]
+        rows = _table_rows(graph)
+        self.register_buffer("position_rows", rows, persistent=False)
+        self.positions = nn.Parameter(torch.randn(int(rows.max()) + 1, width))
+        self._embed_activations(width)
+        self.maps, self.fourier = nn.ModuleDict(), nn.ModuleDict()
+        self.keys = {name: f"node_{kind}" for name, kind in graph.node_kinds().items()}
+        for name, key in self.keys.items():
+            if key not in self.maps:
+                self._add_map(key, sum(graph.columns(name)), frequencies, scale, width)
+            for i in graph.features[name]:
+                self.register_buffer(f"nodes_{i}", nodes_of(layout.blocks[i], "target"), persistent=False)
+        directions = 2 if any(r.reverse for r in graph.relations) else 1
+        self.directions, self.edge_width = directions, edge_width
+        self.constants = nn.ParameterDict()
+        for k, kind in enumerate(graph.kinds):
+            if kind.is_parameter:
+                self._add_map(f"edge_{k}", kind.positions, frequencies, scale, directions * edge_width)
+            else:
+                self.constants[str(k)] = nn.Parameter(torch.randn(directions, edge_width))
+
+    def _add_map(self, name: str, features: int, frequencies: int, scale: float, width: int) -> None:
+        self.fourier[name] = FourierFeatures(features, frequencies, scale)
+        self.maps[name] = keep_moment_(nn.Linear(2 * frequencies, width), moment=0.5)
+
+    def _embed_activations(self, width: int) -> None:
+        """An embedding per activation of the hidden layers, if there are several."""
+        layers = [self.graph.layout.layer(name) for name in self.graph.layers]
+        known = sorted({layer.activation for layer in layers if layer.kind == "hidden"})
+        several = len(known) > 1
+        numbers = {name: n for n, name in enumerate(known)}
+        rows = [numbers[x.activation] if x.kind == "hidden" else len(known) for x in layers for _ in range(x.size)]
+        self.activations = nn.Parameter(torch.randn(len(known), width)) if several else None
+        self.register_buffer("activation_rows", torch.tensor(rows) if several else None, persistent=False)
+
+    def forward(self, standard: Mapping[int, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Node and edge states."""
+        batch = next(iter(standard.values())).shape[0]
+        return self._nodes(standard, batch), self._edges(standard, batch)
+
+    def _nodes(self, standard: Mapping[int, Tensor], batch: int) -> Tensor:
+        states = self.positions[self.position_rows]
+        if self.activations is not None and self.activation_rows is not None:
+            table = torch.cat([self.activations, torch.zeros_like(self.activations[:1])])
+            states = states + table[self.activation_rows]
+        parts = []
+        for name, part in zip(self.graph.layers, states.split(self.sizes), strict=True):
+            part, key, size = part.expand(batch, -1, -1), self.keys.get(name), len(part)
+            if key is not None:
+                columns = [
+                    scatter(node_features(standard[i], "target"), getattr(self, f"nodes_{i}"), size)
+                    for i in self.graph.features[name]
+                ]
+                part = part + self.maps[key](self.fourier[key](torch.cat(columns, dim=-1)))
+            parts.append(part)
+        return torch.cat(parts, dim=1)
+
+    def _edges(self, standard: Mapping[int, Tensor], batch: int) -> list[Tensor]:
+        edges: list[Tensor] = []
+        for r in self.graph.relations:
+            if r.reverse:  # made together with the relation before
+                continue
+            key = f"edge_{r.kind}"
+            if key in self.maps:
+                both = self.maps[key](self.fourier[key](standard[r.block]))
+            else:
+                both = self.constants[str(r.kind)].flatten().expand(batch, r.groups, r.receivers, r.senders, -1)
+            ways = both.split(self.edge_width, dim=-1)
+            edges.append(ways[0].contiguous())
+            if self.directions == 2:
+                edges.append(ways[1].transpose(2, 3).contiguous())
+        return edges

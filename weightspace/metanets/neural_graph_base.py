@@ -1,0 +1,116 @@
+"""What the two Neural Graphs metanetworks share: embedding, probes, readout, edits, work in pieces."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.errors import SpecError
+from weightspace.graphs.block_layout import BlockLayout
+from weightspace.layers.graph_embedding import GraphEmbedding
+from weightspace.layers.graph_heads import GraphEdits, GraphReadout
+from weightspace.layers.neural_graph import NeuralGraph
+from weightspace.layers.probes import Probe, ProbeFeatures
+from weightspace.metanets.metanet import Metanet
+
+__all__ = ["NeuralGraphMetanet"]
+
+_PIECE = 1 << 18
+"""Numbers per edge tensor of a piece of the batch on a CPU: 1 MiB in float32, so that temporaries stay in the cache."""
+
+
+class NeuralGraphMetanet(Metanet):
+    """Base of the metanetworks that read neural graphs; subclasses pass messages in :meth:`_rounds`.
+
+    Batches on a CPU are read in pieces, whose temporaries stay in the cache.
+
+    Args:
+        layout: Architecture of the networks that are read.
+        out_features: Numbers returned per network; ``None`` to return weights.
+        config: Options; those of :class:`NeuralGraphNet` that both have are read here.
+        graph: Nodes and relations.
+        widest: Channels of the widest tensor on the edges.
+        copies: Versions of the weights that are returned.
+        probe: Evaluates the networks on ``config.probes`` learned inputs.
+
+    Raises:
+        SpecError: ``config.probes`` without ``probe``.
+    """
+
+    def __init__(
+        self,
+        layout: BlockLayout,
+        out_features: int | None,
+        config: Any,
+        *,
+        graph: NeuralGraph,
+        widest: int,
+        copies: int,
+        probe: Probe | None,
+    ) -> None:
+        super().__init__(layout, out_features, config, copies=copies)
+        if config.probes and probe is None:
+            raise SpecError(
+                f"'probe' must be given for probes={config.probes}. Pass one, or read weights only: probes=0."
+            )
+        self.graph = graph
+        self.piece = max(1, _PIECE // (max(1, graph.num_edges) * widest))
+        self.embedding = GraphEmbedding(
+            graph, config.width, config.edge_width, frequencies=config.frequencies, scale=config.frequency_scale
+        )
+        self.probes = ProbeFeatures(layout, probe, config.probes, config.width) if probe and config.probes else None
+        self.probe_norm = nn.LayerNorm(config.width) if self.probes else None
+        if out_features is None:
+            self.edits = GraphEdits(graph, config.width, config.edge_width, copies)
+            return
+        self.readout = GraphReadout(graph, config.width, config.readout)
+        seen = self.probes.num_outputs if self.probes else 0
+        self.embedding_features = self.readout.out_features + seen
+        sizes = [self.embedding_features] + [config.head_width] * (config.head_layers - 1)
+        hidden = [m for a, b in zip(sizes[:-1], sizes[1:], strict=True) for m in (nn.Linear(a, b), nn.SiLU())]
+        self.head = nn.Sequential(*hidden, nn.Linear(sizes[-1], out_features))
+
+    @abstractmethod
+    def _rounds(self, x: Tensor, edges: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """All rounds of message passing."""
+
+    def _states(self, standard: Mapping[int, Tensor], seen: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        x, edges = self.embedding(standard)
+        return self._rounds(x if seen is None else x + seen, edges)
+
+    def _evaluated(self, weights: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """What probes add to the nodes, and the values of the outputs."""
+        if self.probes is None or self.probe_norm is None:
+            return None, None
+        seen, outputs = self.probes(weights)
+        sizes = {name: self.layout.layer(name).size for name in self.graph.layers}
+        parts = [
+            self.probe_norm(seen[name]) if name in seen else outputs.new_zeros(len(outputs), size, self.config.width)
+            for name, size in sizes.items()
+        ]
+        return torch.cat(parts, dim=1), outputs
+
+    def _pieces(self, standard: Mapping[int, Tensor], seen: Tensor | None) -> list[tuple[dict[int, Tensor], Any]]:
+        first = next(iter(standard.values()))
+        size = self.piece if first.device.type == "cpu" else len(first)
+        split = {i: value.split(size) for i, value in standard.items()}
+        count = len(split[next(iter(split))])
+        extra = [None] * count if seen is None else seen.split(size)
+        return [({i: parts[p] for i, parts in split.items()}, extra[p]) for p in range(count)]
+
+    def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
+        seen, outputs = self._evaluated(weights)
+        parts = [self.readout(self._states(*piece)[0]) for piece in self._pieces(standard, seen)]
+        vector = torch.cat(parts)
+        return vector if outputs is None else torch.cat([vector, outputs], dim=-1)
+
+    def _edits(
+        self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
+    ) -> dict[int, Tensor]:
+        seen, _ = self._evaluated(weights)
+        parts = [self.edits(*self._states(*piece)) for piece in self._pieces(standard, seen)]
+        return {i: torch.cat([part[i] for part in parts]) for i in parts[0]}
