@@ -55,7 +55,8 @@ def test_messages_have_unit_second_moment_whatever_the_width_of_the_network(widt
     values = torch.randn(8, 1, width, width, 1, generator=generator)
     states = torch.randn(8, width, 64, generator=generator)
     for i, to in enumerate(("target", "source")):
-        message = layer.messages[f"2_{to}"](states, functions(values)[i], "blocks")
+        way = layer.messages[f"2_{to}"]
+        message = way.write(_carry_blocks(functions(values)[i], way.read(states), to))
         assert 0.5 < message.square().mean() < 2.0
 
 
@@ -75,7 +76,8 @@ def test_links_carry_states_one_to_one(generator):
     layout = BlockLayout(layers, (EdgeBlock("skip", "residual", "a", "b", None, 4, 1, 1, 1),))
     layer = MessageLayer(layout, written=["b"], carriers=[0], width=8)
     states = {name: torch.randn(2, 4, 8, generator=generator) for name in "ab"}
-    message = layer.messages["0_target"](states["a"], None, "blocks")
+    way = layer.messages["0_target"]
+    message = way.write(way.link(way.read(states["a"])))
     value = layer.messages["0_target"].get_submodule("value")
     torch.testing.assert_close(message, value(states["a"]))
     result = layer(states, {})

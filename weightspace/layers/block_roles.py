@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
+from weightspace.layers.scaling_kinds import scaling_kinds
 
-__all__ = ["BlockRoles", "Side", "collect", "scatter"]
+__all__ = ["BlockRoles", "Side", "collect", "odd_layers", "scatter"]
 
 Side = Literal["target", "source"]
 
@@ -20,7 +21,10 @@ class BlockRoles:
     """Block numbers of a layout, sorted by what stands at their ends.
 
     Args:
-        hidden: Names of the layers whose neurons may be permuted, in layout order.
+        hidden: Names of the layers whose nodes keep states, in layout order: those whose neurons may be permuted, and
+            the wide ones.
+        wide: Names of the fixed layers among them (vocabularies, many classes): so many nodes that a vector with a
+            number for each of them would be too long; their nodes are told apart by codes.
         operators: Blocks of parameters between two hidden layers.
         links: Parameter-free blocks between two hidden layers.
         features: For each hidden layer the ``(block, side)`` pairs that give each of its neurons a vector of numbers:
@@ -31,6 +35,7 @@ class BlockRoles:
     """
 
     hidden: tuple[str, ...]
+    wide: tuple[str, ...]
     operators: tuple[int, ...]
     links: tuple[int, ...]
     features: dict[str, tuple[tuple[int, Side], ...]]
@@ -38,9 +43,14 @@ class BlockRoles:
     constants: tuple[int, ...]
 
     @classmethod
-    def of(cls, layout: BlockLayout) -> BlockRoles:
-        """Sort the blocks of ``layout``."""
-        hidden = tuple(layer.name for layer in layout.layers if layer.kind == "hidden")
+    def of(cls, layout: BlockLayout, wide_from: int | None = None) -> BlockRoles:
+        """Sort the blocks of ``layout``; fixed layers of at least ``wide_from`` nodes are wide, by default none."""
+        wide = tuple(
+            layer.name
+            for layer in layout.layers
+            if layer.kind != "hidden" and wide_from is not None and layer.size >= wide_from
+        )
+        hidden = tuple(layer.name for layer in layout.layers if layer.kind == "hidden" or layer.name in wide)
         operators, links, constants = [], [], []
         features: dict[str, list[tuple[int, Side]]] = {name: [] for name in hidden}
         positions: dict[str, list[tuple[int, Side]]] = {name: [] for name in hidden}
@@ -61,12 +71,25 @@ class BlockRoles:
                     positions[name].append((i, side))
         return cls(
             hidden,
+            wide,
             tuple(operators),
             tuple(links),
             {name: tuple(pairs) for name, pairs in features.items()},
             {name: tuple(pairs) for name, pairs in positions.items()},
             tuple(constants),
         )
+
+
+def odd_layers(layout: BlockLayout) -> frozenset[str]:
+    """Names of the layers whose neurons may change sign.
+
+    Those of kind ``"sign"`` of :func:`~weightspace.layers.scaling_kinds.scaling_kinds`, and linear ones that no
+    parameter-free edges join to others.
+    """
+    joined = {end for block in layout.blocks if block.view is None for end in (block.source, block.target)}
+    linear = {layer.name for layer in layout.layers if layer.activation == "identity" and layer.name not in joined}
+    kinds = scaling_kinds(layout)
+    return frozenset(name for name, kind in kinds.items() if kind == "sign" or (kind == "scale" and name in linear))
 
 
 def _ends(block: EdgeBlock, *, hidden_target: bool) -> tuple[str, Side, str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -12,49 +11,59 @@ from torch_geometric.utils import scatter as pyg_scatter
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
 from weightspace.layers.block_roles import Side, collect, nodes_of, scatter
+from weightspace.layers.node_update import NodeUpdate
+from weightspace.layers.streamed_operator import StreamedOperator
 
 __all__ = ["Executor", "MessageLayer"]
 
 Executor = Literal["blocks", "edges"]
-
-
-@dataclass(frozen=True)
-class _Route:
-    """One direction of one block: states of the ``origin`` layer go to the ``to`` side of the block."""
-
-    number: int
-    to: Side
-    origin: str
+SIDES: tuple[Side, Side] = ("target", "source")
 
 
 class _Message(nn.Module):
-    """States of one end of a block, carried to the other end."""
+    """The way of states from one end of a block to the other: read, mapped (carried by the block), written."""
 
     read_nodes: Tensor | None
     write_nodes: Tensor | None
 
-    def __init__(self, block: EdgeBlock, to: Side, size: int, width: int, fan_in: int) -> None:
+    def __init__(self, block: EdgeBlock, to: Side, size: int, width: int, fan_in: int, *, odd: bool) -> None:
         super().__init__()
-        self.side: Side = to
-        self.size = size
+        self.size, self.groups = size, block.groups
+        self.fan = (block.inputs, block.out) if to == "target" else (block.out, block.inputs)
+        self.origin, self.end = (block.source, block.target) if to == "target" else (block.target, block.source)
         self.register_buffer("read_nodes", nodes_of(block, "source" if to == "target" else "target"), persistent=False)
         self.register_buffer("write_nodes", nodes_of(block, to), persistent=False)
-        self.value = nn.Linear(width, width)
+        self.value = nn.Linear(width, width, bias=not odd)
         # unit variance after a sum of fan_in products of two independent unit variables
         nn.init.normal_(self.value.weight, std=(width * fan_in) ** -0.5)
-        nn.init.zeros_(self.value.bias)
+        if not odd:
+            nn.init.zeros_(self.value.bias)
 
-    def forward(
-        self,
-        x: Tensor,  # shape: (B, n, C), or (1, n, C) where all networks share the states
-        functions: Tensor | None,  # shape: (heads, B, G, O, I); None for a parameter-free block
-        executor: Executor,
-    ) -> Tensor:  # shape: (B, size, C)
-        values = self.value(collect(x, self.read_nodes))
-        if functions is not None:
-            carry = _carry_blocks if executor == "blocks" else _carry_edges
-            values = carry(functions, values, self.side)
-        return scatter(values, self.write_nodes, self.size)
+    def read(self, x: Tensor) -> Tensor:
+        """``(B, n, C) -> (B, m, C)``, ``B = 1`` where all networks share the states."""
+        return self.value(collect(x, self.read_nodes))
+
+    def link(self, values: Tensor) -> Tensor:
+        """Along edges without parameters: the sum of a group, heard by all on the other side of it."""
+        if self.fan == (1, 1):
+            return values
+        summed = values.unflatten(1, (self.groups, self.fan[0])).sum(2, keepdim=True)
+        return summed.expand(-1, -1, self.fan[1], -1).flatten(1, 2)
+
+    def write(self, carried: Tensor) -> Tensor:
+        """``(B, m, C) -> (B, size, C)``."""
+        return scatter(carried, self.write_nodes, self.size)
+
+
+def _carry(
+    functions: tuple[Tensor, Tensor] | StreamedOperator, values: dict[Side, Tensor], executor: Executor
+) -> dict[Side, Tensor]:
+    """States on the other side of a block, through functions that are at hand or that are streamed."""
+    if isinstance(functions, StreamedOperator):
+        carried = functions.carry(values["target"], values["source"])
+        return dict(zip(SIDES, carried, strict=True))
+    carry = _carry_blocks if executor == "blocks" else _carry_edges
+    return {to: carry(functions[SIDES.index(to)], x, to) for to, x in values.items()}
 
 
 def _carry_blocks(functions: Tensor, values: Tensor, to: Side) -> Tensor:
@@ -96,17 +105,22 @@ class MessageLayer(nn.Module):
     messages. An edge costs ``4 C`` floating-point operations for both directions. Every node layer and block has
     parameters of its own. Blocks without functions carry states through ``V`` alone.
 
+    States of *odd* layers change sign with their neuron: for them norm, ``V`` and the node network
+    (:class:`~weightspace.layers.node_update.NodeUpdate`) are odd, and messages keep the rule of signs where the
+    functions on every block with an odd end are odd.
+
     Args:
         layout: The architecture.
         written: Names of the node layers that receive messages and are updated; the others only send.
         carriers: Numbers of the blocks along which states travel.
         width: ``C``, channels per node.
         dropout: Rate inside the node MLP.
+        odd: Names of the layers whose states change sign with the neuron.
 
     Shape:
         - states: ``{node layer: (B, n, C)}``, or ``(1, n, C)`` where all networks share them; functions:
-          ``{block number: (forward, backward)}``, each ``(heads, B, G, O, I)`` where ``heads`` divides ``C``;
-          output: the states' shape.
+          ``{block number: (forward, backward)}``, each ``(heads, B, G, O, I)`` where ``heads`` divides ``C``, or a
+          :class:`~weightspace.layers.streamed_operator.StreamedOperator`; output: the states' shape.
     """
 
     def __init__(
@@ -117,47 +131,59 @@ class MessageLayer(nn.Module):
         carriers: Sequence[int],
         width: int,
         dropout: float = 0.0,
+        odd: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.routes: dict[str, list[_Route]] = {name: [] for name in written}
-        self.messages, norms = nn.ModuleDict(), list(written)
-        to: Side
-        for to in ("target", "source"):
+        self.carriers, self.messages = tuple(carriers), nn.ModuleDict()
+        received: dict[str, list[Side]] = {name: [] for name in written}
+        norms = list(written)
+        for to in SIDES:
             ends = [getattr(layout.blocks[i], to) for i in carriers]
             for i, end in zip(carriers, ends, strict=True):
-                if end in self.routes:
+                if end in received:
                     block = layout.blocks[i]
+                    origin = block.source if to == "target" else block.target
                     fan_in = ends.count(end) * (block.inputs if to == "target" else block.out)
-                    self.messages[f"{i}_{to}"] = _Message(block, to, layout.layer(end).size, width, fan_in)
-                    self.routes[end].append(_Route(i, to, block.source if to == "target" else block.target))
-                    norms.append(self.routes[end][-1].origin)
+                    self.messages[f"{i}_{to}"] = _Message(
+                        block, to, layout.layer(end).size, width, fan_in, odd=origin in odd
+                    )
+                    received[end].append(to)
+                    norms.append(origin)
         # module names may hold no dots, so node layers go by number
         self.numbers = {name: str(n) for n, name in enumerate(dict.fromkeys(norms))}
-        self.norms = nn.ModuleDict({n: nn.LayerNorm(width) for n in self.numbers.values()})
-        self.updates = nn.ModuleDict()
-        for name, routes in self.routes.items():
-            inputs = width * (1 + len({route.to for route in routes}))
-            self.updates[self.numbers[name]] = nn.Sequential(
-                nn.Linear(inputs, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width)
-            )
+        self.norms = nn.ModuleDict({n: nn.LayerNorm(width, bias=name not in odd) for name, n in self.numbers.items()})
+        self.updates = nn.ModuleDict(
+            {
+                self.numbers[name]: NodeUpdate(width, 1 + len(set(sides)), dropout, odd=name in odd)
+                for name, sides in received.items()
+            }
+        )
+        self.written = tuple(received)
 
     def forward(
         self,
         states: Mapping[str, Tensor],
-        functions: Mapping[int, tuple[Tensor, Tensor]],
+        functions: Mapping[int, tuple[Tensor, Tensor] | StreamedOperator],
         executor: Executor = "blocks",
     ) -> dict[str, Tensor]:
         """States after one exchange along every carrier."""
         normed = {name: self.norms[n](states[name]) for name, n in self.numbers.items()}
+        received: dict[str, dict[Side, Tensor]] = {name: {} for name in self.written}
+        for i in self.carriers:
+            ways = {to: self.messages[f"{i}_{to}"] for to in SIDES if f"{i}_{to}" in self.messages}
+            values = {to: way.read(normed[way.origin]) for to, way in ways.items()}
+            operator = functions.get(i)
+            if operator is None:
+                carried = {to: way.link(values[to]) for to, way in ways.items()}
+            else:
+                carried = _carry(operator, values, executor)
+            for to, x in carried.items():
+                message, mine = ways[to].write(x), received[ways[to].end]
+                mine[to] = mine[to] + message if to in mine else message
         result = dict(states)
-        for name, routes in self.routes.items():
-            received: dict[Side, Tensor] = {}
-            for route in routes:
-                both = functions.get(route.number)
-                phi = both if both is None else both[0 if route.to == "target" else 1]
-                message = self.messages[f"{route.number}_{route.to}"](normed[route.origin], phi, executor)
-                received[route.to] = received[route.to] + message if route.to in received else message
-            batch = max(len(x) for x in (normed[name], *received.values()))
-            columns = [x.expand(batch, -1, -1) for x in (normed[name], *received.values())]
-            result[name] = states[name] + self.updates[self.numbers[name]](torch.cat(columns, dim=-1))
+        for name, messages in received.items():
+            columns = [normed[name], *(messages[to] for to in SIDES if to in messages)]
+            batch = max(len(x) for x in columns)
+            inputs = torch.cat([x.expand(batch, -1, -1) for x in columns], dim=-1)
+            result[name] = states[name] + self.updates[self.numbers[name]](inputs)
         return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,22 @@ class InvariantReadout(nn.Module):
         layers: Number of neuron layers that are pooled.
         width: Channels per neuron.
         constants: Number of invariant scalars.
+        odd: Numbers of the layers whose states change sign with the neuron; their absolute values are pooled.
 
     Shape:
         - states: ``layers`` tensors ``(B, n, C)``; constants: list of ``(B, ...)``; output: ``(B, out_features)``.
     """
 
-    def __init__(self, layers: int, width: int, constants: int) -> None:
+    def __init__(self, layers: int, width: int, constants: int, odd: Collection[int] = ()) -> None:
         super().__init__()
+        self.odd = frozenset(odd)
         self.out_features = 2 * layers * width + constants
         self.norm = nn.LayerNorm(self.out_features)
 
     def forward(self, states: Sequence[Tensor], constants: Sequence[Tensor]) -> Tensor:
         """One vector per network."""
-        pooled = [pool for x in states for pool in (x.mean(1), x.amax(1))]
+        invariant = (x.abs() if i in self.odd else x for i, x in enumerate(states))
+        pooled = [pool for x in invariant for pool in (x.mean(1), x.amax(1))]
         return self.norm(torch.cat([*pooled, *(c.flatten(1) for c in constants)], dim=-1))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ class Standardise(nn.Module):
 
     Args:
         architecture: Whose blocks are normalised.
+        left: Numbers of the blocks that are left out, as their reader standardises them itself, without a copy.
 
     Shape:
         - input: ``{block number: (B, *block shape)}``; output: the same.
@@ -28,9 +29,9 @@ class Standardise(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, *, left: Collection[int] = ()) -> None:
         super().__init__()
-        self.architecture = architecture
+        self.architecture, self.left = architecture, frozenset(left)
         self.register_buffer("mean", torch.zeros(len(architecture.blocks)))
         self.register_buffer("std", torch.ones(len(architecture.blocks)))
 
@@ -50,8 +51,9 @@ class Standardise(nn.Module):
         self,
         blocks: Mapping[int, Tensor],  # each of shape: (B, *block shape)
     ) -> dict[int, Tensor]:
-        """Standardised copies of the block values, by block number."""
-        return {i: (values - self.mean[i]) / self.std[i] for i, values in blocks.items()}
+        """Standardised copies of the values of the blocks that are not left out, by block number."""
+        kept = ((i, values) for i, values in blocks.items() if i not in self.left)
+        return {i: (values - self.mean[i]) / self.std[i] for i, values in kept}
 
     def extra_repr(self) -> str:
         """Number of blocks."""

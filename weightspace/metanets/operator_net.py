@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.block_roles import BlockRoles
-from weightspace.layers.edge_functions import EdgeFunctions
+from weightspace.layers.block_roles import BlockRoles, odd_layers
 from weightspace.layers.message_layer import Executor, MessageLayer
 from weightspace.layers.node_embedding import NodeEmbedding
+from weightspace.layers.operator_bank import OperatorBank
 from weightspace.layers.probes import Probe, ProbeFeatures
 from weightspace.layers.readout import InvariantReadout, head
+from weightspace.layers.standardise import Standardise
+from weightspace.layers.weight_edits import EdgeEdit, NodeEdit
 from weightspace.metanets.metanet import Metanet
 
 __all__ = ["OperatorNet", "OperatorNetConfig"]
+
+_EDITED_EDGES = 2**18
+"""Edges of a large block that are edited at a time."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,12 @@ class OperatorNetConfig:
         head_width: Hidden units of the head.
         dropout, head_dropout: Rates inside the neuron MLPs and the head.
         probes: Learned inputs on which the network that is read is evaluated; 0 reads weights only.
+        wide_from: Fixed layers (inputs, outputs, positions) of so many nodes or more take part as nodes, told apart by
+            codes. Below, a hidden neuron reads the parameters to all of them as one vector, the better and dearer way:
+            the parameters that read it grow with the number of nodes.
+        chunk: Edges of a block whose functions are evaluated at a time; ``None`` to choose by the size of the block
+            and of the batch, 0 to keep all functions. The same numbers in every case.
+        symmetry: ``"permutation"``, or ``"sign"`` to respect sign flips of neurons behind odd functions (tanh, sine).
         executor: ``"blocks"`` or ``"edges"`` (gather and scatter edge by edge: same numbers, slow).
     """
 
@@ -47,6 +60,9 @@ class OperatorNetConfig:
     dropout: float = 0.1
     head_dropout: float = 0.2
     probes: int = 0
+    wide_from: int = 1000
+    chunk: int | None = None
+    symmetry: Literal["permutation", "sign"] = "permutation"
     executor: Executor = "blocks"
 
     def __post_init__(self) -> None:
@@ -54,6 +70,15 @@ class OperatorNetConfig:
             raise SpecError(f"'width' must be a multiple of 'heads' (got {self.width} and {self.heads}).")
         if self.executor not in ("blocks", "edges"):
             raise SpecError(f"'executor' must be 'blocks' or 'edges' (got '{self.executor}').")
+        if self.symmetry not in ("permutation", "sign"):
+            raise SpecError(f"'symmetry' must be 'permutation' or 'sign' (got '{self.symmetry}').")
+        if self.symmetry == "sign" and self.probes:
+            raise SpecError(
+                f"'probes' must be 0 for symmetry='sign' (got {self.probes}): probe features do not change sign with "
+                "the neuron. Take symmetry='permutation' to read them."
+            )
+        if self.chunk is not None and self.chunk < 0:
+            raise SpecError(f"'chunk' must be None, 0 or a number of edges (got {self.chunk}).")
 
     @property
     def evaluates_network(self) -> bool:
@@ -62,29 +87,38 @@ class OperatorNetConfig:
 
 
 class OperatorNet(Metanet):
-    """Metanetwork without edge states: weights, through learned scalar functions, are the operators between neurons.
+    r"""Metanetwork without edge states: weights, through learned scalar functions, are the operators between neurons.
 
-    Hidden neurons start from the parameters that join them to fixed nodes (:class:`~weightspace.layers.NodeEmbedding`),
-    exchange messages through functions of the weights between them (:class:`~weightspace.layers.MessageLayer`), and
-    are pooled by mean and maximum per layer; parameters between fixed nodes join there. Ours; the nearest published
+    Hidden neurons start from the parameters that join them to fixed nodes (:class:`~weightspace.layers.NodeEmbedding`)
+    and exchange messages through functions of the weights between them (:class:`~weightspace.layers.MessageLayer`).
+    For a vector per network they are pooled by mean and maximum per layer; parameters between fixed nodes join there.
+    For weights, a parameter between two neurons changes along
+    :math:`\sum_h \psi_h(w_{ij}) \langle a_h(x_i), b_h(x_j) \rangle`, one between a neuron and a fixed node along a
+    linear map of the neuron's state, one between fixed nodes along a linear map of the pooled vector
+    (:class:`~weightspace.layers.EdgeEdit`, :class:`~weightspace.layers.NodeEdit`). Ours; the nearest published
     relative are the edge-modulated messages of Neural Graphs (Kofinas et al. 2024).
 
     Args:
         layout: Architecture of the networks that are read.
-        out_features: Numbers returned per network.
+        out_features: Numbers returned per network; ``None`` to return weights.
         config: Options.
+        copies: Versions of the weights that are returned.
         probe: Evaluates the networks on ``config.probes`` learned inputs; see :class:`~weightspace.layers.Probe`.
 
     Shape:
-        - input: state dict with leading axis ``B``; output: ``(B, out_features)``.
+        - input: state dict with leading axis ``B``; output: ``(B, out_features)``, or a state dict.
 
     Raises:
         SpecError: ``config.probes`` without ``probe``.
         ShapeError: (when called) weights of another architecture.
 
     Notes:
-        Invariant under all neuron permutations of the layout. About ``2 (2 C + function_units * heads)``
-        floating-point operations per weight, direction and layer.
+        Invariant (equivariant) under all neuron permutations of the layout; with ``symmetry="sign"`` under the sign
+        flips of :func:`~weightspace.layers.block_roles.odd_layers` too, for which the normalisation divides by the
+        root mean square and does not centre. About ``2 (2 C + function_units * heads)`` floating-point operations per
+        weight, direction and layer. Functions of large blocks are streamed: evaluated a chunk at a time, recomputed
+        in backward, never kept, so that memory grows with the neurons and not with the weights; derivatives of second
+        order then need ``chunk=0``.
 
     Example:
         >>> import torch
@@ -98,7 +132,7 @@ class OperatorNet(Metanet):
     def __init__(
         self,
         layout: BlockLayout,
-        out_features: int,
+        out_features: int | None,
         config: OperatorNetConfig | None = None,
         *,
         copies: int = 1,
@@ -110,39 +144,146 @@ class OperatorNet(Metanet):
             raise SpecError(
                 f"'probe' must be given for probes={config.probes}. Pass one, or read weights only: probes=0."
             )
-        self.roles = roles = BlockRoles.of(layout)
+        self.roles = roles = BlockRoles.of(layout, config.wide_from)
+        self.odd = odd_layers(layout) if config.symmetry == "sign" else frozenset()
         self.executor: Executor = config.executor
+        featured = {i for pairs in roles.features.values() for i, _ in pairs}
+        self.standardise = Standardise(layout, left=set(roles.operators) - featured)
         self.embedding = NodeEmbedding(
-            layout, roles, config.width, frequencies=config.frequencies, frequency_scale=config.frequency_scale
+            layout,
+            roles,
+            config.width,
+            frequencies=config.frequencies,
+            frequency_scale=config.frequency_scale,
+            odd=self.odd,
         )
-        carriers = sorted((*roles.operators, *roles.links))
-        sets, units = 2 * config.layers, config.function_units
-        self.functions = nn.ModuleDict(
+        self.banks = nn.ModuleDict(
             {
-                str(i): EdgeFunctions(layout.blocks[i].positions, config.heads, sets, hidden=units)
+                str(i): OperatorBank(
+                    layout.blocks[i],
+                    config.heads,
+                    config.layers,
+                    units=config.function_units,
+                    parity="odd" if any(self._ends_are_odd(i)) else "none",
+                )
                 for i in roles.operators
             }
-        )
-        self.layers = nn.ModuleList(
-            MessageLayer(layout, written=roles.hidden, carriers=carriers, width=config.width, dropout=config.dropout)
-            for _ in range(config.layers)
         )
         self.probes = ProbeFeatures(layout, probe, config.probes, config.width) if probe and config.probes else None
         constants = sum(layout.blocks[i].numel for i in roles.constants)
         constants += self.probes.num_outputs if self.probes else 0
-        self.readout = InvariantReadout(len(roles.hidden), config.width, constants)
-        self.embedding_features = self.readout.out_features
-        self.head = head(self.embedding_features, config.head_width, out_features, config.head_dropout)
+        self.readout: InvariantReadout | None = None
+        if out_features is not None or roles.constants:
+            odd = [n for n, name in enumerate(roles.hidden) if name in self.odd]
+            self.readout = InvariantReadout(len(roles.hidden), config.width, constants, odd)
+        read = roles.hidden
+        if out_features is None:
+            self._build_edits(config)
+            read = roles.hidden if self.readout else tuple(self.edit_norms_of)
+        elif self.readout is not None:
+            self.embedding_features = self.readout.out_features
+            self.head = head(self.embedding_features, config.head_width, out_features, config.head_dropout)
+        carriers = sorted((*roles.operators, *roles.links))
+        self.layers = nn.ModuleList(
+            MessageLayer(
+                layout,
+                written=roles.hidden if m < config.layers - 1 else read,
+                carriers=carriers,
+                width=config.width,
+                dropout=config.dropout,
+                odd=self.odd,
+            )
+            for m in range(config.layers)
+        )
 
-    def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
+    def _ends_are_odd(self, i: int) -> tuple[bool, bool]:
+        """Whether the states of source and target of a block change sign with the neuron."""
+        block = self.layout.blocks[i]
+        return block.source in self.odd, block.target in self.odd
+
+    def _build_edits(self, config: OperatorNetConfig) -> None:
+        """One module per block of parameters."""
+        roles, blocks, width = self.roles, self.layout.blocks, config.width
+        self.edge_edits = nn.ModuleDict(
+            {
+                str(i): EdgeEdit(
+                    blocks[i],
+                    width,
+                    config.heads,
+                    copies=self.copies,
+                    units=config.function_units,
+                    odd=self._ends_are_odd(i),
+                )
+                for i in roles.operators
+            }
+        )
+        self.node_edits, self.node_edits_of = nn.ModuleDict(), {}
+        for name, pairs in roles.features.items():
+            for i, side in pairs:
+                if i not in roles.operators:
+                    self.node_edits[str(i)] = NodeEdit(blocks[i], side, width, copies=self.copies, odd=name in self.odd)
+                    self.node_edits_of[str(i)] = name
+        ends = {end for i in roles.operators for end in (blocks[i].source, blocks[i].target)}
+        edited = [name for name in roles.hidden if name in ends or name in self.node_edits_of.values()]
+        self.edit_norms_of = {name: str(n) for n, name in enumerate(edited)}
+        self.edit_norms = nn.ModuleDict(
+            {n: nn.LayerNorm(width, bias=name not in self.odd) for name, n in self.edit_norms_of.items()}
+        )
+        if self.readout is not None:
+            self.constant_edits = nn.ModuleDict(
+                {str(i): nn.Linear(self.readout.out_features, self.copies * blocks[i].numel) for i in roles.constants}
+            )
+
+    def fit_normalisation(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the normalisation statistics from these networks; call it once, with the training split."""
+        super().fit_normalisation(weights)
+        odd = [i for i in range(len(self.layout.blocks)) if any(self._ends_are_odd(i))]
+        mean, std = self.standardise.mean, self.standardise.std
+        std[odd] = torch.hypot(mean[odd], std[odd])
+        mean[odd] = 0.0
+
+    def _states(
+        self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """States after the last round, and the invariant numbers."""
         states = self.embedding(raw, standard)
         constants = [standard[i] for i in self.roles.constants]
         if self.probes is not None:
             seen, outputs = self.probes(weights)
-            states = {name: x + seen[name] for name, x in states.items()}
+            states = {name: x + seen[name] if name in seen else x for name, x in states.items()}
             constants.append(outputs)
-        banks = {int(i): functions(standard[int(i)]) for i, functions in self.functions.items()}
+        chunk = 0 if self.executor == "edges" else self.config.chunk
+        mean, std = self.standardise.mean, self.standardise.std
+        operators = {int(i): bank(raw[int(i)], mean[int(i)], std[int(i)], chunk) for i, bank in self.banks.items()}
         for m, layer in enumerate(self.layers):
-            functions = {i: (bank[2 * m], bank[2 * m + 1]) for i, bank in banks.items()}
-            states = layer(states, functions, self.executor)
-        return self.readout(list(states.values()), constants)
+            states = layer(states, {i: rounds[m] for i, rounds in operators.items()}, self.executor)
+        return states, constants
+
+    def _pooled(self, states: Mapping[str, Tensor], constants: list[Tensor], batch: int) -> Tensor:
+        assert self.readout is not None  # built where it is used
+        return self.readout([states[name].expand(batch, -1, -1) for name in self.roles.hidden], constants)
+
+    def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
+        return self._pooled(*self._states(weights, raw, standard), len(next(iter(raw.values()))))
+
+    def _edits(
+        self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
+    ) -> dict[int, Tensor]:
+        states, constants = self._states(weights, raw, standard)
+        blocks, batch = self.layout.blocks, len(next(iter(raw.values())))
+        normed = {name: self.edit_norms[n](states[name]) for name, n in self.edit_norms_of.items()}
+        edits: dict[int, Tensor] = {}
+        for key, edit in self.edge_edits.items():
+            i = int(key)
+            bank, block = self.banks[key], blocks[i]
+            assert isinstance(bank, OperatorBank)
+            chunk = self.config.chunk or (_EDITED_EDGES if bank.streams(batch, self.config.chunk) else None)
+            moments = self.standardise.mean[i], self.standardise.std[i]
+            edits[i] = edit(raw[i], *moments, normed[block.source], normed[block.target], chunk)
+        for key, edit in self.node_edits.items():
+            edits[int(key)] = edit(normed[self.node_edits_of[key]])
+        if self.readout is not None:
+            pooled = self._pooled(states, constants, batch)
+            for key, edit in self.constant_edits.items():
+                edits[int(key)] = edit(pooled).view(batch, self.copies, *blocks[int(key)].shape)
+        return edits

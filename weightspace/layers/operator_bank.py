@@ -1,0 +1,62 @@
+"""The functions of all rounds on one block: evaluated at once where the block is small, streamed where it is large."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from weightspace.graphs.block_layout import EdgeBlock
+from weightspace.layers.edge_functions import EdgeFunctions, FunctionMatrices, Parity
+from weightspace.layers.streamed_operator import StreamedOperator
+
+__all__ = ["OperatorBank"]
+
+_KEPT_FLOATS = 2**25
+"""Most functions of a block that are kept, in numbers: 128 MiB of float32."""
+_SMALLEST_STREAM = 64
+"""Rectangles of fewer edges (depthwise convolutions) are many small matrices, which chunks do not help."""
+
+
+class OperatorBank(nn.Module):
+    """Functions of the parameters of one block as operators between its ends, for several rounds.
+
+    Args:
+        block: Of the layout.
+        heads: Functions per direction and round.
+        rounds: Number of rounds.
+        units: Hidden units, shared by all functions.
+        parity: Of the functions.
+
+    Shape:
+        - values: ``(B, G, O, I, K)``; output: per round ``(forward, backward)``, each ``(heads, B, G, O, I)``, or a
+          :class:`~weightspace.layers.streamed_operator.StreamedOperator`.
+    """
+
+    def __init__(self, block: EdgeBlock, heads: int, rounds: int, *, units: int = 32, parity: Parity = "none") -> None:
+        super().__init__()
+        self.heads, self.rounds = heads, rounds
+        self.edges, self.rectangle = block.groups * block.out * block.inputs, block.out * block.inputs
+        self.functions = EdgeFunctions(block.positions, heads, 2 * rounds, hidden=units, parity=parity)
+
+    def streams(self, batch: int, chunk: int | None) -> bool:
+        """Whether the functions are streamed: as ``chunk`` says, else where keeping them takes too much memory."""
+        if chunk is not None:
+            return chunk > 0
+        kept = batch * self.edges * (2 * self.rounds * self.heads + self.functions.hidden)
+        return kept > _KEPT_FLOATS and self.rectangle >= _SMALLEST_STREAM
+
+    def forward(
+        self,
+        values: Tensor,  # shape: (B, G, O, I, K)
+        mean: Tensor,  # shape: ()
+        std: Tensor,  # shape: ()
+        chunk: int | None = None,
+    ) -> list[tuple[Tensor, Tensor]] | list[StreamedOperator]:
+        """The operators of every round."""
+        if not self.streams(len(values), chunk):
+            sets = self.functions(values, mean, std)
+            return list(zip(sets[::2], sets[1::2], strict=True))
+        units, mix, read = self.functions.matrices(std)
+        return [
+            StreamedOperator(values, mean, FunctionMatrices(units, *rows), self.heads, chunk)
+            for rows in zip(mix.chunk(self.rounds), read.chunk(self.rounds), strict=True)
+        ]
