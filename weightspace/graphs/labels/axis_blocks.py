@@ -93,9 +93,10 @@ def _cut(labels: IntArray, solution: Solution, names: Mapping[int, str]) -> list
     ):
         return parts
     # Interleaved (query, key and value of one head behind each other): all that one position can move to is a part.
-    orbits: dict[int | str, list[int]] = {}
+    # (One cell of the refinement may be several orbits, which the groups tell apart.)
+    orbits: dict[tuple[int, ...], list[int]] = {}
     for k, node in enumerate(labels.tolist()):
-        orbits.setdefault(int(solution.cells[node]) if coordinates[k] else FIXED, []).append(k)
+        orbits.setdefault((int(solution.cells[node]), *signatures[k]) if coordinates[k] else (), []).append(k)
     return [_part(orbit, labels, coordinates, names) for orbit in orbits.values()]
 
 
