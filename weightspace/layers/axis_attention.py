@@ -1,0 +1,192 @@
+"""Attention between all parameter vectors that share a neuron axis."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
+from weightspace.layers.block_roles import Side
+
+__all__ = ["AxisAttention", "EntryTable"]
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """One block as rows (its target layer) and columns (its source layer) in the flat table of entries."""
+
+    number: int
+    start: int
+    rows: int
+    columns: int
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.start + self.rows * self.columns)
+
+
+class EntryTable(nn.Module):
+    """All parameters of a layout as one flat table of node pairs, and the neuron axes they share.
+
+    Every block is a matrix (all nodes of its target layer) x (all nodes of its source layer); pairs that the block
+    does not join (grouped convolutions, parts of a layer) are empty and stay 0. Kernel positions are channels. Node
+    layers that sums join neuron by neuron are one axis.
+
+    Args:
+        layout: The architecture.
+        neurons: Node layers that are axes; others only give parameters.
+
+    Attributes:
+        size: ``E``, number of pairs.
+        axes: For each axis the ``(matrix, side)`` pairs along it.
+
+    Shape:
+        - :meth:`read`: block values ``(B, G, O, I, K)`` to ``(B, pairs, K)``; :meth:`write`: back.
+    """
+
+    joined: Tensor | None
+
+    def __init__(self, layout: BlockLayout, neurons: Collection[str]) -> None:
+        super().__init__()
+        self.blocks = layout.blocks
+        self.matrices: list[_Matrix] = []
+        self.size = 0
+        masks = []
+        for i, block in enumerate(layout.blocks):
+            if block.view is None:
+                continue
+            rows, columns = layout.layer(block.target).size, layout.layer(block.source).size
+            self.matrices.append(_Matrix(i, self.size, rows, columns))
+            self.size += rows * columns
+            pairs = _pairs(block, columns)
+            self.register_buffer(f"pairs_{i}", pairs, persistent=False)
+            mask = torch.ones(rows * columns) if pairs is None else torch.zeros(rows * columns)
+            masks.append(mask if pairs is None else mask.index_fill(0, pairs, 1.0))
+        mask = torch.cat(masks).unsqueeze(1)
+        self.register_buffer("joined", None if mask.all() else mask, persistent=False)
+        names = _axes(layout)
+        self.axes: dict[str, list[tuple[int, Side]]] = {}
+        sides: tuple[Side, ...] = ("target", "source")
+        for number, matrix in enumerate(self.matrices):
+            for side in sides:
+                name = getattr(layout.blocks[matrix.number], side)
+                if name in neurons:
+                    self.axes.setdefault(names[name], []).append((number, side))
+
+    def read(self, i: int, values: Tensor) -> Tensor:
+        """Values of block ``i`` at all pairs of its layers, shape ``(B, pairs, K)``."""
+        flat, pairs = values.flatten(1, 3), getattr(self, f"pairs_{i}")
+        if pairs is None:
+            return flat
+        matrix = next(m for m in self.matrices if m.number == i)
+        return flat.new_zeros(len(flat), matrix.rows * matrix.columns, flat.shape[2]).index_add(1, pairs, flat)
+
+    def write(self, i: int, values: Tensor) -> Tensor:
+        """Inverse of :meth:`read`, shape ``(B, G, O, I, K)``."""
+        pairs = getattr(self, f"pairs_{i}")
+        return (values if pairs is None else values.index_select(1, pairs)).unflatten(1, self.blocks[i].shape[:3])
+
+    def masked(self, x: Tensor) -> Tensor:
+        """``(B, E, C)`` with empty pairs at 0."""
+        return x if self.joined is None else x * self.joined.to(x)
+
+    def means(self, x: Tensor) -> Tensor:
+        """Mean over the parameters of every block, ``(B, E, C) -> (B, blocks, C)``; empty pairs of x must be 0."""
+        sums = [x[:, m.span].sum(1) / (b.numel // b.positions) for m, b in self._with_blocks()]
+        return torch.stack(sums, dim=1)
+
+    def spread(self, means: Tensor) -> Tensor:
+        """Every block's vector at all of its pairs, ``(B, blocks, C) -> (B, E, C)``."""
+        parts = zip(self.matrices, means.unbind(1), strict=True)
+        return torch.cat([v.unsqueeze(1).expand(-1, m.rows * m.columns, -1) for m, v in parts], dim=1)
+
+    def _with_blocks(self) -> list[tuple[_Matrix, EdgeBlock]]:
+        return [(m, self.blocks[m.number]) for m in self.matrices]
+
+
+def _pairs(block: EdgeBlock, columns: int) -> Tensor | None:
+    """Place in the matrix of every ``(g, o, i)``; ``None`` where they are all, in order."""
+    if block.groups == 1 and block.source_nodes is None and block.target_nodes is None:
+        return None
+    rows = torch.tensor(block.target_nodes or range(block.groups * block.out)).view(block.groups, block.out, 1)
+    places = torch.tensor(block.source_nodes or range(block.groups * block.inputs)).view(block.groups, 1, block.inputs)
+    return (rows * columns + places).flatten()
+
+
+def _axes(layout: BlockLayout) -> dict[str, str]:
+    """Name of the axis of every node layer: its own, or that of the first layer it is summed with."""
+    names = {layer.name: layer.name for layer in layout.layers}
+    for b in layout.blocks:
+        whole = b.source_nodes is None and b.target_nodes is None and b.out == b.inputs == 1
+        if b.view is None and b.role == "residual" and whole:
+            old, new = names[b.target], names[b.source]
+            names = {layer: new if axis == old else axis for layer, axis in names.items()}
+    return names
+
+
+class AxisAttention(nn.Module):
+    r"""Self-attention, for every neuron axis, over the parameter vectors along it.
+
+    Tokens of an axis with n neurons are the columns of the matrices in front of it, the bias, and the rows of the
+    matrices behind it, each a vector of n times the channels; a parameter hears from both of its axes. Besides, the
+    means of all tensors attend to each other and are added everywhere. NFT (Zhou et al. 2023, Neural functional
+    transformers), section 3. Projections are shared by all tensors; learned embeddings of the tensors tell them apart.
+
+    Args:
+        table: The parameters.
+        width: ``C``, channels per parameter.
+        heads: Attention heads; they divide ``width``.
+
+    Shape:
+        - input and output: ``(B, E, C)``, empty pairs at 0.
+
+    Notes:
+        Equivariant under permutations of every axis. ``4 T ** 2 n C`` operations for an axis with T tokens.
+    """
+
+    def __init__(self, table: EntryTable, width: int, heads: int) -> None:
+        super().__init__()
+        self.table, self.heads = table, heads
+        self.project = nn.Linear(width, 3 * width, bias=False)
+        self.project_means = nn.Linear(width, 3 * width, bias=False)
+        self.merge, self.merge_means = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added to every parameter."""
+        batch, _, width = x.shape
+        projected = self.project(x)
+        heard: dict[int, Tensor] = {}
+        for members in self.table.axes.values():
+            tokens = [self._tokens(projected, number, side) for number, side in members]
+            counts = [t.shape[3] for t in tokens]
+            query, key, value = torch.cat(tokens, dim=3).flatten(4).unbind()
+            answers = F.scaled_dot_product_attention(query, key, value)
+            answers = answers.unflatten(3, (-1, width // self.heads)).split(counts, dim=2)
+            for (number, side), answer in zip(members, answers, strict=True):
+                order = (0, 3, 2, 1, 4) if side == "target" else (0, 2, 3, 1, 4)
+                answer = answer.permute(order).reshape(batch, -1, width)
+                heard[number] = heard[number] + answer if number in heard else answer
+        joined = [heard[n] if n in heard else x.new_zeros(batch, 1, 1).expand(-1, m.rows * m.columns, width)
+                  for n, m in enumerate(self.table.matrices)]  # fmt: skip
+        result = self.merge(torch.cat(joined, dim=1)) + self.table.spread(self._between_means(x))
+        return self.table.masked(result)
+
+    def _tokens(self, projected: Tensor, number: int, side: Side) -> Tensor:
+        """Queries, keys and values of one matrix along one side, ``(3, B, heads, T, n, C / heads)``."""
+        matrix = self.table.matrices[number]
+        parts = projected[:, matrix.span].unflatten(2, (3, self.heads, -1))
+        parts = parts.unflatten(1, (matrix.rows, matrix.columns))
+        return parts.permute((3, 0, 4, 2, 1, 5) if side == "target" else (3, 0, 4, 1, 2, 5))
+
+    def _between_means(self, x: Tensor) -> Tensor:
+        parts = self.project_means(self.table.means(x)).unflatten(2, (3, self.heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind()
+        return self.merge_means(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+    def extra_repr(self) -> str:
+        """Heads."""
+        return f"heads={self.heads}"

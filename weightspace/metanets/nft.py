@@ -1,0 +1,185 @@
+"""Neural functional transformer: attention between parameter vectors that share a neuron axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.errors import SpecError
+from weightspace.graphs.block_layout import BlockLayout
+from weightspace.layers.axis_attention import AxisAttention, EntryTable
+from weightspace.layers.readout import head
+from weightspace.metanets.metanet import Metanet
+
+__all__ = ["NFT", "NFTConfig"]
+
+_GIVERS = ("bias", "norm", "constant", "parameter")
+"""Kinds of node layers that are no neuron axis."""
+
+
+@dataclass(frozen=True)
+class NFTConfig:
+    """Options of :class:`NFT`.
+
+    Args:
+        width: Channels per parameter.
+        heads: Attention heads.
+        layers: Number of blocks.
+        expansion: Hidden units of the feed-forward map per channel.
+        frequencies: Random Fourier features per parameter.
+        frequency_scale: Their deviation, periods per standard deviation of the parameter.
+        head_width: Hidden units of the head.
+        dropout, head_dropout: Rates on what a block adds and inside the head.
+    """
+
+    width: int = 128
+    heads: int = 4
+    layers: int = 4
+    expansion: int = 2
+    frequencies: int = 64
+    frequency_scale: float = 0.5
+    head_width: int = 256
+    dropout: float = 0.1
+    head_dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise SpecError(f"'width' must be a multiple of 'heads' (got {self.width} and {self.heads}).")
+
+
+class _Embedding(nn.Module):
+    """First features of every parameter, with learned embeddings of its tensor, and of its place on fixed axes."""
+
+    frequencies: Tensor
+
+    def __init__(self, layout: BlockLayout, table: EntryTable, config: NFTConfig) -> None:
+        super().__init__()
+        self.table = table
+        self.register_buffer("frequencies", torch.randn(config.frequencies) * 2 * torch.pi * config.frequency_scale)
+        self.maps, self.places = nn.ModuleList(), nn.ParameterDict()
+        self.ends: list[tuple[str | None, str | None]] = []
+        for matrix in table.matrices:
+            block = layout.blocks[matrix.number]
+            self.maps.append(nn.Linear(block.positions * (1 + 2 * config.frequencies), config.width))
+            ends = []
+            for name in (block.target, block.source):
+                layer = layout.layer(name)
+                number = str(layout.layers.index(layer))
+                if layer.kind == "hidden" or layer.size == 1:
+                    ends.append(None)
+                    continue
+                ends.append(number)
+                self.places[number] = nn.Parameter(torch.randn(layer.size, config.width))
+            self.ends.append((ends[0], ends[1]))
+
+    def forward(self, standard: Mapping[int, Tensor]) -> Tensor:
+        """``(B, E, C)``."""
+        parts = []
+        for matrix, linear, (row, column) in zip(self.table.matrices, self.maps, self.ends, strict=True):
+            values = self.table.read(matrix.number, standard[matrix.number])
+            phase = (values.unsqueeze(-1) * self.frequencies).flatten(2)
+            x = linear(torch.cat([values, phase.sin(), phase.cos()], dim=2))
+            if row is not None:
+                x = x + self.places[row].repeat_interleave(matrix.columns, dim=0)
+            if column is not None:
+                x = x + self.places[column].repeat(matrix.rows, 1)
+            parts.append(x)
+        return self.table.masked(torch.cat(parts, dim=1))
+
+
+class _Block(nn.Module):
+    """Attention along the axes and a feed-forward map, both residual and on layer-normalised features."""
+
+    def __init__(self, table: EntryTable, config: NFTConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, config.expansion * config.width
+        self.table, self.norm = table, nn.LayerNorm(width)
+        self.attention = AxisAttention(table, width, config.heads)
+        self.dropout = nn.Dropout(config.dropout)
+        self.feed = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, width),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.table.masked(self.norm(x))))
+        return x + self.table.masked(self.feed(x))
+
+
+class NFT(Metanet):
+    r"""Transformer on parameters whose tokens are the parameter vectors along a neuron axis.
+
+    Zhou et al. 2023 (Permutation equivariant neural functionals; Neural functional transformers), section 3: random
+    Fourier features of every parameter, learned embeddings of tensors and of input and output neurons, then blocks of
+    pre-norm attention (:class:`~weightspace.layers.axis_attention.AxisAttention`) and a feed-forward map with GELU.
+    Answers are read from the means of all tensors by an MLP (the paper: cross-attention to latent vectors).
+
+    Kernel positions are channels. Any layout is read: grouped convolutions and parts of layers as matrices with empty
+    places, sums as one axis; other parameter-free edges (products, attention scores) are not looked at.
+
+    Args:
+        layout: Architecture of the networks that are read.
+        out_features: Numbers returned per network; ``None`` to return weights.
+        config: Options.
+        copies: Versions of the weights that are returned.
+
+    Shape:
+        - input: state dict with leading axis ``B``; output: ``(B, out_features)``, or a state dict.
+
+    Raises:
+        ShapeError: (when called) weights of another architecture.
+
+    Notes:
+        Commutes with all neuron permutations of the layout. ``2 (4 + 2 expansion) C ** 2`` floating-point operations
+        per parameter and block besides the attention; memory for depthwise convolutions grows with the square of the
+        channels.
+
+    Example:
+        >>> import torch
+        >>> layout = BlockLayout.mlp([2, 8, 8, 1])
+        >>> net = NFT(layout, 10, NFTConfig(width=16, layers=2))
+        >>> weights = {name: torch.zeros(5, *shape) for name, shape in layout.shapes}
+        >>> net(weights).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self, layout: BlockLayout, out_features: int | None, config: NFTConfig | None = None, *, copies: int = 1
+    ) -> None:
+        config = config or NFTConfig()
+        super().__init__(layout, out_features, config, copies=copies)
+        self.table = EntryTable(layout, [layer.name for layer in layout.layers if layer.kind not in _GIVERS])
+        self.embedding = _Embedding(layout, self.table, config)
+        self.layers = nn.ModuleList(_Block(self.table, config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        if out_features is None:
+            positions = (layout.blocks[m.number].positions for m in self.table.matrices)
+            self.edits = nn.ModuleList(nn.Linear(config.width, copies * k) for k in positions)
+            return
+        self.embedding_features = config.width * len(self.table.matrices)
+        self.head = head(self.embedding_features, config.head_width, out_features, config.head_dropout)
+
+    def _features(self, standard: Mapping[int, Tensor]) -> Tensor:
+        x = self.embedding(standard)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
+        return self.norm(self.table.means(self._features(standard))).flatten(1)
+
+    def _edits(
+        self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
+    ) -> dict[int, Tensor]:
+        x = self.norm(self._features(standard))
+        result = {}
+        for matrix, linear in zip(self.table.matrices, self.edits, strict=True):
+            edit = self.table.write(matrix.number, linear(x[:, matrix.span]))
+            result[matrix.number] = edit.unflatten(-1, (self.copies, -1)).movedim(-2, 1)
+        return result
