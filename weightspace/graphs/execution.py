@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from weightspace.errors import ShapeError
 
-__all__ = ["ProgramRunner"]
+__all__ = ["ProgramRunner", "is_assertion"]
 
 
 class _Run(Interpreter):
@@ -78,10 +78,6 @@ class ProgramRunner:
         if value is None and spec.target in self._program.state_dict:
             value = self._program.state_dict[spec.target]
         return value if isinstance(value, Tensor) else None
-
-    def is_assertion(self, node: Node) -> bool:
-        """Whether a node only checks metadata."""
-        return is_assertion(node)
 
     def user_outputs(self) -> list[Any]:
         """Graph nodes the caller sees; updated buffers are left out."""

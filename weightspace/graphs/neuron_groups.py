@@ -18,8 +18,8 @@ class NeuronGroup:
     Args:
         name: Where the neurons are written first.
         size: Number of neurons (of inner neurons for each outer one, where there is a parent).
-        kind: ``"permutable"``; ``"fixed"`` (inputs, outputs, kernel positions); or ``"generic"``, moved by a group that
-            is no nested product of symmetric groups: sampled and applied exactly, taken as fixed by linear layers.
+        kind: ``"permutable"``, or ``"generic"``: moved by a group that is no nested product of symmetric groups,
+            sampled and applied exactly, taken as fixed by linear layers.
         parent: Group inside whose every neuron this one is permuted independently.
     """
 

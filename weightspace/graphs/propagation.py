@@ -134,13 +134,11 @@ class Propagation(NeuronFlow):
     def run(self, node: Node) -> None:
         """Push labels through one call."""
         constant = self.constants.evaluate(node)
+        if isinstance(constant, torch.Tensor):
+            self.values[node] = self._constant(tuple(constant.shape), constant)
+            return
         if constant is not None:
-            known = (
-                [self._constant(tuple(c.shape), c) for c in constant]
-                if not isinstance(constant, torch.Tensor)
-                else None
-            )
-            self.values[node] = self._constant(tuple(constant.shape), constant) if known is None else tuple(known)
+            self.values[node] = tuple(self._constant(tuple(c.shape), c) for c in constant)
             return
         args: Any = map_arg(node.args, self.values.__getitem__)
         kwargs: Any = map_arg(node.kwargs, self.values.__getitem__)
@@ -177,7 +175,7 @@ class Propagation(NeuronFlow):
     def _rule_for(self, node: Node, operands: Sequence[Value]) -> Rule:
         rule = _find_rule(node.target)
         if rule is None and all(self.labels.is_fixed(c.labels).all() for v in operands for c in v.components):
-            rule = _hold_result
+            rule = held_result
         if rule is None:
             raise UnsupportedModuleError(
                 f"Operator '{node.target}' in {_place(node)} has no propagation rule, so its symmetries are unknown. "
@@ -257,7 +255,7 @@ def _whole(name: str, shape: tuple[int, ...], components: tuple[Component, ...])
     return Value(shape, components, "parameter", view, parameters=frozenset([name]))
 
 
-def _hold_result(p: Propagation, node: Node, *_: Any, **__: Any) -> Any:
+def held_result(p: Propagation, node: Node, *_: Any, **__: Any) -> Any:
     """Any operator of operands in which nothing moves: nothing moves in its result."""
     meta = node.meta["val"]
     if isinstance(meta, list | tuple):

@@ -19,7 +19,7 @@ import weightspace.graphs.rules  # noqa: F401  (registers the rules)
 from weightspace.errors import ShapeError, SpecError, UnsupportedModuleError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.graphs.decomposition import decompose_unknown
-from weightspace.graphs.execution import ProgramRunner
+from weightspace.graphs.execution import ProgramRunner, is_assertion
 from weightspace.graphs.labels.values import Component, without_constant_axes
 from weightspace.graphs.layout_building import build_layout
 from weightspace.graphs.operators.operator_graph import OperatorGraph
@@ -70,7 +70,7 @@ class Trace:
         self._aliases = {n: first for n, first in aliases.items() if n != first and first in self.example_weights}
         for node in program.graph.nodes:
             if node.op == "call_function":
-                if self._runner.is_assertion(node):
+                if is_assertion(node):
                     continue
                 self._propagation.run(node)
             elif node.op == "get_attr":
@@ -117,7 +117,7 @@ class Trace:
 
     @cached_property
     def _checked(self) -> Verification:
-        check = self._verify(2, 0)
+        check = self.verify(trials=2)
         if not check:
             raise UnsupportedModuleError(
                 f"The symmetries derived for this module do not hold ({check!r}): a propagation rule is wrong. Please "
@@ -182,9 +182,7 @@ class Trace:
             seed: Of everything random.
             kinds: Kinds of symmetry to try, all there are by default.
         """
-        return self._verify(trials, seed, kinds)
 
-    def _verify(self, trials: int, seed: int, kinds: Sequence[str] | None = None) -> Verification:
         def run(weights: Mapping[str, Tensor], *leaves: Any) -> Any:
             return self._runner(self._complete(weights), leaves)[0]
 

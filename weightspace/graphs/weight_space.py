@@ -28,7 +28,7 @@ from weightspace.graphs.propagation import Propagation
 from weightspace.graphs.symmetries.canonical import Canonicaliser
 from weightspace.graphs.symmetries.neuron_permutation import NeuronPermutation
 from weightspace.graphs.symmetries.neuron_symmetry import NeuronSymmetry
-from weightspace.graphs.symmetries.scaling import KINDS, Scaling
+from weightspace.graphs.symmetries.scaling import KINDS, Scaling, check_kinds
 from weightspace.graphs.symmetries.verification import Verification, verify_symmetry
 from weightspace.graphs.weight_space_json import from_json, to_json
 
@@ -144,9 +144,7 @@ class WeightSpace:
         Raises:
             SpecError: a kind is unknown.
         """
-        unknown = sorted(set(kinds) - set(KINDS))
-        if unknown:
-            raise SpecError(f"Unknown kinds of symmetry {unknown}; there are {list(KINDS)}.")
+        check_kinds(kinds)
         if isinstance(generator, int):
             generator = torch.Generator().manual_seed(generator)
         moved = "permutation" in kinds
@@ -294,8 +292,8 @@ class WeightSpace:
 
     @property
     def permutable(self) -> list[NeuronGroup]:
-        """The groups that move."""
-        return [g for g in self.groups.values() if g.kind != "fixed"]
+        """The groups in order; what is held is in none."""
+        return list(self.groups.values())
 
     def axes_of(self, group: str) -> list[str]:
         """Parameter axes a group acts on, as ``name[axis]``."""

@@ -48,10 +48,10 @@ class Neurons:
         return self if self.chain else replace(self, gain=self.gain * factor)
 
 
-def spread(ids: IntArray, dims: Sequence[int], all_dims: Sequence[int], sizes: Sequence[int]) -> IntArray:
-    """Nodes over the axes ``dims`` repeated along all axes ``all_dims`` (both ascending) of these sizes."""
+def spread(array: IntArray, dims: Sequence[int], all_dims: Sequence[int], sizes: Sequence[int]) -> IntArray:
+    """Nodes or labels over the axes ``dims`` repeated along all axes ``all_dims`` (both ascending) of these sizes."""
     shape = [n if d in dims else 1 for d, n in zip(all_dims, sizes, strict=True)]
-    return np.broadcast_to(ids.reshape(shape), tuple(sizes))
+    return np.broadcast_to(array.reshape(shape), tuple(sizes))
 
 
 def by_node(ids: IntArray) -> tuple[tuple[int, ...], IntArray, int] | None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from weightspace.graphs.labels.neurons import Neurons
+from weightspace.graphs.labels.neurons import Neurons, spread
 from weightspace.graphs.labels.pool import IntArray, Labels
 from weightspace.graphs.parameter_view import ParameterView
 
-__all__ = ["Component", "Value", "along", "combine", "joint_labels", "map_axes", "reshape", "without_constant_axes"]
+__all__ = ["Component", "Value", "combine", "joint_labels", "map_axes", "reshape", "without_constant_axes"]
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,6 @@ def without_constant_axes(component: Component) -> Component:
     return Component(*_drop_constant(component.labels, component.dims))
 
 
-def along(array: IntArray, dims: tuple[int, ...], all_dims: tuple[int, ...], sizes: Sequence[int]) -> IntArray:
-    """Spread an array over the axes ``dims`` to all axes ``all_dims`` (ascending) of these sizes."""
-    shape = [sizes[k] if d in dims else 1 for k, d in enumerate(all_dims)]
-    return np.broadcast_to(array.reshape(shape), tuple(sizes))
-
-
 # -- index expressions -------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +108,7 @@ def combine(
                 if len(np.unique(labels.find(array))) < array.size:
                     # Equal labels meant equal values; in different blocks they no longer are.
                     dims = tuple(key.index(c) for c in inside)
-                    pieces[key] = labels.pair(array, along(blocks, dims, tuple(range(len(key))), array.shape))
+                    pieces[key] = labels.pair(array, spread(blocks, dims, tuple(range(len(key))), array.shape))
 
     kept: dict[str, IntArray] = {}
     for key in keys:
@@ -147,11 +141,11 @@ def _resolve_overlaps(labels: Labels, pieces: dict[str, IntArray]) -> dict[str, 
         size = {**dict(zip(x, small.shape, strict=True)), **dict(zip(y, large.shape, strict=True))}
         positions = {c: k for k, c in enumerate(union)}
         sizes = [size[c] for c in union]
-        spread = [
-            along(array, tuple(positions[c] for c in key), tuple(range(len(union))), sizes)
+        whole = [
+            spread(array, tuple(positions[c] for c in key), tuple(range(len(union))), sizes)
             for key, array in ((y, large), (x, small))
         ]
-        paired = labels.pair(*spread)
+        paired = labels.pair(*whole)
         pieces[union] = labels.tie(pieces[union], paired) if union in pieces else paired
 
 
@@ -211,7 +205,7 @@ def reshape(labels: Labels, value: Value, shape: tuple[int, ...]) -> tuple[tuple
     neurons = value.neurons
     if neurons is not None:
         (old, new), *_ = [g for g in _close(base, [neurons.dims]) if set(g[0]) & set(neurons.dims)] or [([], [])]
-        ids = along(neurons.ids, neurons.dims, tuple(old), [value.shape[d] for d in old])
+        ids = spread(neurons.ids, neurons.dims, tuple(old), [value.shape[d] for d in old])
         neurons = neurons.moved(*_drop_constant(ids.reshape([shape[d] for d in new]), tuple(new)))
     return tuple(components), neurons
 
@@ -224,12 +218,12 @@ def joint_labels(
     free = [c for c in components if c not in fixed]
     joint: IntArray | None = None
     for component in free:
-        array = along(component.labels, component.dims, dims, sizes)
+        array = spread(component.labels, component.dims, dims, sizes)
         joint = array if joint is None else labels.pair(joint, array)
     if fixed:
         fixed_dims = tuple(sorted(d for c in fixed for d in c.dims))
         fixed_sizes = [sizes[dims.index(d)] for d in fixed_dims]
-        array = along(labels.fixed(math.prod(fixed_sizes)), fixed_dims, dims, sizes)
+        array = spread(labels.fixed(math.prod(fixed_sizes)), fixed_dims, dims, sizes)
         joint = array if joint is None else labels.pair(joint, array)
     return np.broadcast_to(joint, tuple(sizes)) if joint is not None else labels.fixed(0)
 

@@ -23,6 +23,7 @@ from weightspace.graphs.weight_space import WeightSpace
 __all__ = ["Match", "match_to_mean", "match_weights"]
 
 _STARTS = ("sorted", "identity", "random")
+_Attempt = tuple[Tensor, dict[str, Tensor], Tensor, Tensor]  # inner products, permutations, history, converged
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def descend(
     device = blocks[0].a.device if blocks else torch.device("cpu")
     narrow = all(block.a.dtype != torch.float64 for block in blocks)
     settings = Settings(torch.float32 if narrow else torch.float64, memory)
-    best: tuple[Tensor, dict[str, Tensor], Tensor, Tensor] | None = None
+    best: _Attempt | None = None
     for attempt in range(restarts + 1):
         descent = CoordinateDescent(branches, blocks, {}, batch, settings, device)
         if attempt or start == "random":
@@ -159,9 +160,6 @@ def match_of(space: WeightSpace, sources: Mapping[str, Tensor], history: Tensor,
     arrays = {name: s.cpu().numpy() for name, s in sources.items()}
     elements = [coordinates.element({name: s[k] for name, s in arrays.items()}) for k in range(len(converged))]
     return Match(space, tuple(elements), history.cpu(), converged.cpu())
-
-
-_Attempt = tuple[Tensor, dict[str, Tensor], Tensor, Tensor]
 
 
 def _better(best: _Attempt | None, other: _Attempt) -> _Attempt:

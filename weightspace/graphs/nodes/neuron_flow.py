@@ -255,8 +255,9 @@ class NeuronFlow:
         if len(weights) == 1 and weights[0][0].view is not None:
             x = acts[0][0] if len(acts) == 1 else Value(tuple(size[c] for c in letters), (), neurons=made)
             return self._weighted_product(node, x, acts[0][1] if len(acts) == 1 else letters, *weights[0], out)
+        met = [] if made is None else [made.ids]
         for value, _ in weights:
-            self.recorder.hint(value.parameters, *(made.ids for _ in "1" if made is not None))
+            self.recorder.hint(value.parameters, *met)
         if made is None or any(c in out and c not in letters for _, s in weights for c in s):
             return None
         return _renamed(made, letters, out)

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from weightspace.graphs.labels.values import Component, Value, combine
-from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
+from weightspace.graphs.propagation import LETTERS, Propagation, aligned, register_rule
 from weightspace.graphs.rules.contraction import contract
 
 aten = torch.ops.aten
@@ -47,9 +47,7 @@ def scaled_dot_product_attention(
     letters = batch + "TS"
     operands = [(scores.components, letters)]
     if mask is not None:
-        tail = letters[len(letters) - len(mask.shape) :]
-        named = "".join("." if n == 1 else c for c, n in zip(tail, mask.shape, strict=True))
-        operands.append((mask.components, named))
+        operands.append((mask.components, aligned(letters, mask.shape)))
     neurons = scores.neurons and scores.neurons.then("softmax")
     weights = Value(scores_shape, combine(p.labels, operands, letters, barriers=[batch + "T"]), neurons=neurons)
     return contract(

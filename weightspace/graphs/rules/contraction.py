@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from weightspace.graphs.labels.stacked import relabel_stack
 from weightspace.graphs.labels.values import Value, combine, map_axes, reshape
-from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
+from weightspace.graphs.propagation import LETTERS, Propagation, aligned, register_rule
 from weightspace.graphs.rules.linear import linear
 
 aten = torch.ops.aten
@@ -36,8 +36,7 @@ def contract(
             # A diagonal: its positions pair two axes of one tensor, which are held.
             repeated = [d for d, c in enumerate(letters) if c == letter]
             value = replace(value, components=p.hold(value, repeated) + p.held_axes(value.shape, repeated[:1]))
-        named = "".join("." if n == 1 else c for c, n in zip(letters, value.shape, strict=True))
-        given.append((value.components, named))
+        given.append((value.components, aligned(letters, value.shape)))
     components = combine(p.labels, given, out)
     result = Value(shape, components, neurons=p.product(node, operands, out, roles))
     p.note_labels(result)

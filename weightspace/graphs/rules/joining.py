@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from weightspace.graphs.labels.neurons import Neurons, spread
 from weightspace.graphs.labels.pool import IntArray
-from weightspace.graphs.labels.values import Component, Value, along, combine, joint_labels, map_axes
+from weightspace.graphs.labels.values import Component, Value, combine, joint_labels, map_axes
 from weightspace.graphs.nodes.neuron_flow import carries, place_name
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
 from weightspace.graphs.rules.movement import without_single
@@ -75,7 +75,7 @@ def concatenate(p: Propagation, arrays: Sequence[IntArray], axis: int = 0) -> In
     if len(np.unique(labels)) < sum(len(np.unique(a)) for a in arrays):
         part = np.repeat(np.arange(len(arrays)), [a.shape[axis] for a in arrays])
         fixed = p.labels.fixed(len(arrays))[part]
-        return p.labels.pair(labels, along(fixed, (axis,), tuple(range(labels.ndim)), labels.shape))
+        return p.labels.pair(labels, spread(fixed, (axis,), tuple(range(labels.ndim)), labels.shape))
     for a in arrays:
         p.labels.mark(a)
     p.labels.unite(list(arrays))

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from weightspace.graphs.labels.values import Component, Value, combine
-from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
+from weightspace.graphs.propagation import LETTERS, Propagation, held_result, register_rule
 from weightspace.graphs.rules.normalisation import layer_norm
 from weightspace.graphs.rules.ordering import along_slices
 from weightspace.graphs.rules.reduction import reduced_labels, reduction
@@ -51,16 +51,8 @@ def distances(p: Propagation, node: Node, left: Value, right: Value, *_: Any) ->
 # -- norms -------------------------------------------------------------------------------------------------------------
 
 
-@register_rule(aten.linalg_vector_norm.default)
-def vector_norm(
-    p: Propagation, node: Node, x: Value, order: Any = 2, dims: Any = None, *_: Any, **options: Any
-) -> Value:
-    """Norm over some axes."""
-    return reduction(p, node, x, dims)
-
-
-@register_rule(aten.norm.ScalarOpt_dim, aten.norm.ScalarOpt_dim_dtype)
-def norm(p: Propagation, node: Node, x: Value, order: Any, dims: Sequence[int], *_: Any, **options: Any) -> Value:
+@register_rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten.norm.ScalarOpt_dim_dtype)
+def norm(p: Propagation, node: Node, x: Value, order: Any = 2, dims: Any = None, *_: Any, **options: Any) -> Value:
     """Norm over some axes."""
     return reduction(p, node, x, dims)
 
@@ -133,7 +125,4 @@ def decomposition(p: Propagation, node: Node, *operands: Any, **options: Any) ->
     for x in operands:
         if isinstance(x, Value):
             p.hold(x, range(len(x.shape)))
-    meta = node.meta["val"]
-    if isinstance(meta, torch.Tensor):
-        return p.held(tuple(meta.shape))
-    return tuple(p.held(tuple(m.shape)) for m in meta)
+    return held_result(p, node)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from weightspace.graphs.labels.neurons import Neurons
+from weightspace.graphs.labels.neurons import Neurons, spread
 from weightspace.graphs.labels.pool import IntArray
-from weightspace.graphs.labels.values import Component, Value, along, combine, split_product
+from weightspace.graphs.labels.values import Component, Value, combine, split_product
 from weightspace.graphs.nodes.neuron_flow import carries
 from weightspace.graphs.propagation import Propagation, register_rule
 from weightspace.graphs.rules.joining import concatenate
@@ -91,8 +91,8 @@ def _by_gate(p: Propagation, weight: Value, gates: int) -> Components:
     parts = split_product(p.labels, labels, (0, 1))
     if [c.dims for c in parts] != [(0,), (1,)]:
         order = p.labels.new(neurons)
-        positions = along(p.labels.fixed(gates), (0,), (0, 1), (gates, neurons))
-        p.labels.tie(first.labels, p.labels.pair(positions, along(order, (1,), (0, 1), (gates, neurons))).reshape(-1))
+        positions = spread(p.labels.fixed(gates), (0,), (0, 1), (gates, neurons))
+        p.labels.tie(first.labels, p.labels.pair(positions, spread(order, (1,), (0, 1), (gates, neurons))).reshape(-1))
         p.labels.fix(order[p.labels.is_fixed(labels).any(0)])
         parts = [Component((0,), p.labels.fixed(gates)), Component((1,), order)]
     return (*others, *parts)

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.errors import ShapeError, SpecError
+from weightspace.errors import ShapeError
 from weightspace.graphs.labels.pool import IntArray
 from weightspace.graphs.symmetries.deciding_entries import deciding_entries, in_order
 from weightspace.graphs.symmetries.neuron_order import NeuronOrder, Ordered
 from weightspace.graphs.symmetries.neuron_symmetry import Factor
-from weightspace.graphs.symmetries.scaling import KINDS, FactorMap, Scaling, SinePhase, sign_of
+from weightspace.graphs.symmetries.scaling import KINDS, FactorMap, Scaling, SinePhase, check_kinds, sign_of
 
 __all__ = ["Canonicaliser"]
 
@@ -45,9 +45,7 @@ class Canonicaliser:
     """
 
     def __init__(self, space: Ordered, kinds: Sequence[str] = KINDS) -> None:
-        unknown = sorted(set(kinds) - set(KINDS))
-        if unknown:
-            raise SpecError(f"Unknown kinds of symmetry {unknown}; there are {list(KINDS)}.")
+        check_kinds(kinds)
         self._shapes = {p.name: p.shape for p in space.parameters}
         scaling = space.scaling
         self._scales = _Scales(scaling, self._shapes) if "scale" in kinds else None

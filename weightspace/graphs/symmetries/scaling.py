@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from weightspace.errors import SpecError
 from weightspace.graphs.labels.parameter_labels import ParameterLabels
 from weightspace.graphs.labels.pool import IntArray
 from weightspace.graphs.run_length import runs, unruns
@@ -20,10 +21,17 @@ from weightspace.graphs.symmetries.exponents import HELD, Expression, Solved
 from weightspace.graphs.symmetries.neuron_symmetry import Factor
 from weightspace.graphs.symmetries.scale_propagation import ScaleWalk
 
-__all__ = ["KINDS", "FactorMap", "Scaling", "SinePhase"]
+__all__ = ["KINDS", "FactorMap", "Scaling", "SinePhase", "check_kinds"]
 
 KINDS = ("permutation", "scale", "sign", "phase")
 """Kinds of symmetry: neurons change places; are multiplied by a positive factor; by -1; are shifted by half periods."""
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raise :class:`SpecError` for a kind of symmetry that is not in :data:`KINDS`."""
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown:
+        raise SpecError(f"Unknown kinds of symmetry {unknown}; there are {list(KINDS)}.")
 
 
 @dataclass(frozen=True)
