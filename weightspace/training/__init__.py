@@ -5,6 +5,7 @@ from weightspace.training.config import TrainConfig
 from weightspace.training.data import Batches, LabelledWeights, ZooBatches, batches_of
 from weightspace.training.history import write_json, write_metrics
 from weightspace.training.loop import DivergedError, FitResult, fit
+from weightspace.training.mixed import MixedWeights
 from weightspace.training.objective import Classification, Objective, Regression
 from weightspace.training.pipeline import Pipeline, predict, seeded
 from weightspace.training.schedule import ParameterAverage, learning_rate_factor
@@ -15,6 +16,7 @@ __all__ = [
     "DivergedError",
     "FitResult",
     "LabelledWeights",
+    "MixedWeights",
     "Objective",
     "ParameterAverage",
     "Pipeline",

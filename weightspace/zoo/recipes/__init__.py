@@ -1,6 +1,8 @@
 """Recipes that come with the package; importing this registers them."""
 
+from weightspace.zoo.recipes.classifier import CLASSIFIER_FAMILIES, classifier_architecture
 from weightspace.zoo.recipes.inr import DigitsInr
+from weightspace.zoo.recipes.mixed_classifiers import MixedClassifiers
 from weightspace.zoo.recipes.siren import (
     INIT_CONVENTIONS,
     Siren,
@@ -9,4 +11,14 @@ from weightspace.zoo.recipes.siren import (
     siren_architecture,
 )
 
-__all__ = ["INIT_CONVENTIONS", "DigitsInr", "Siren", "init_bounds", "pixel_coordinates", "siren_architecture"]
+__all__ = [
+    "CLASSIFIER_FAMILIES",
+    "INIT_CONVENTIONS",
+    "DigitsInr",
+    "MixedClassifiers",
+    "Siren",
+    "classifier_architecture",
+    "init_bounds",
+    "pixel_coordinates",
+    "siren_architecture",
+]

@@ -1,0 +1,146 @@
+"""What one architecture looks like to a network whose parameters belong to types: numbers, indices, coordinates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
+from weightspace.layers.block_roles import Side, nodes_of
+from weightspace.layers.relations import RelationTypes, node_type, relation_type, stateless_layers
+
+__all__ = ["COORDINATE_FEATURES", "INDEX_FEATURES", "SIZE_FEATURES", "BlockPlan", "NodePlan", "SharedPlan"]
+
+_FREQUENCIES = (1, 2, 4)
+_AXES = 3
+COORDINATE_FEATURES = _AXES * (1 + 2 * len(_FREQUENCIES))
+"""Numbers that tell parallel edges apart; all zero where there is only one."""
+_INDEX_FREQUENCIES = (1, 2, 4, 8, 16, 32)
+INDEX_FEATURES = 2 + 2 * len(_INDEX_FREQUENCIES)
+"""Numbers that tell nodes of one layer apart, where they keep their identity; else all zero."""
+SIZE_FEATURES = 2
+"""Logarithm of the size of a layer, and its place in the architecture."""
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """A node layer with states: its name, type number, kind and slice of the nodes with states."""
+
+    name: str
+    type: int
+    kind: str
+    start: int
+    size: int
+
+    @property
+    def part(self) -> slice:
+        """Where its nodes are among all nodes with states."""
+        return slice(self.start, self.start + self.size)
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """An edge block: its number in the layout, its type number, whether it starts at a node without a state.
+
+    ``routes`` is the number of blocks between nodes with states that reach either of its ends.
+    """
+
+    number: int
+    type: int
+    block: EdgeBlock
+    is_feature: bool
+    routes: dict[Side, int]
+
+    @property
+    def fan_in(self) -> int:
+        """Parameters that one target node reads."""
+        return self.block.inputs * self.block.positions
+
+
+class SharedPlan(nn.Module):
+    """One architecture, numbered by a vocabulary of types; holds index tensors and no parameters.
+
+    Args:
+        layout: The architecture.
+        types: The vocabulary.
+
+    Attributes:
+        nodes: Layers with states, in layout order.
+        features: Blocks that give each target node numbers (biases, norm parameters).
+        operators: Other blocks with parameters.
+        links: Parameter-free blocks.
+    """
+
+    index: Tensor
+    sizes: Tensor
+
+    def __init__(self, layout: BlockLayout, types: RelationTypes) -> None:
+        super().__init__()
+        self.layout = layout
+        silent = stateless_layers(layout)
+        self.nodes: list[NodePlan] = []
+        index, sizes, start = [], [], 0
+        for depth, layer in enumerate(layout.layers):
+            if layer.name not in silent:
+                self.nodes.append(
+                    NodePlan(layer.name, types.node(node_type(layout, layer)), layer.kind, start, layer.size)
+                )
+                keeps = layer.kind in ("input", "output", "position")
+                index.append(_index_features(range(layer.size) if keeps else layer.index, layer.size))
+                place = depth / max(1, len(layout.layers) - 1)
+                sizes.append([math.log(layer.size) - 3.0, 2 * place - 1])
+                start += layer.size
+        self.register_buffer("index", torch.cat(index), persistent=False)
+        self.register_buffer("sizes", torch.tensor(sizes), persistent=False)
+        self.by_name = {node.name: node for node in self.nodes}
+        routes = {
+            side: [getattr(b, side) for b in layout.blocks if b.source not in silent] for side in ("target", "source")
+        }
+        self.features: list[BlockPlan] = []
+        self.operators: list[BlockPlan] = []
+        self.links: list[BlockPlan] = []
+        for number, block in enumerate(layout.blocks):
+            counts: dict[Side, int] = {
+                "target": routes["target"].count(block.target), "source": routes["source"].count(block.source)
+            }  # fmt: skip
+            feature = block.source in silent
+            plan = BlockPlan(number, types.relation(relation_type(layout, block)), block, feature, counts)
+            where = self.links if block.view is None else self.features if feature else self.operators
+            where.append(plan)
+            for end in ("source", "target"):
+                self.register_buffer(f"{end}_{number}", nodes_of(block, end), persistent=False)
+            if block.positions > 1:
+                self.register_buffer(f"places_{number}", _coordinates(block.offsets), persistent=False)
+
+    def ends(self, number: int) -> dict[Side, Tensor | None]:
+        """Nodes that a block touches on either side."""
+        return {"source": getattr(self, f"source_{number}"), "target": getattr(self, f"target_{number}")}
+
+    def places(self, number: int) -> Tensor | None:
+        """Coordinates of the parallel edges of a block, shape ``(K, COORDINATE_FEATURES)``; ``None`` for one edge."""
+        return getattr(self, f"places_{number}", None)
+
+
+def _coordinates(offsets: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Offsets scaled to (-1, 1) along each axis, with sines and cosines; axes beyond the third are joined to it."""
+    given = torch.tensor(offsets, dtype=torch.int64).reshape(len(offsets), -1)
+    if given.shape[1] > _AXES:
+        joined = torch.unique(given[:, _AXES - 1 :], dim=0, return_inverse=True)[1]
+        given = torch.cat([given[:, : _AXES - 1], joined[:, None]], 1)
+    place = (2 * given + 1) / (given.amax(0) + 1) - 1
+    turns = torch.pi * place[..., None] * torch.tensor(_FREQUENCIES)
+    columns = torch.cat([place[..., None], turns.sin(), turns.cos()], -1).flatten(1)
+    return nn.functional.pad(columns, (0, COORDINATE_FEATURES - columns.shape[1]))
+
+
+def _index_features(index: range | tuple[int, ...] | None, size: int) -> Tensor:
+    """Number of every node, relative to the largest and its logarithm, with sines and cosines."""
+    if index is None:
+        return torch.zeros(size, INDEX_FEATURES)
+    number = torch.tensor(list(index)).clamp(min=-1) + 1.0
+    share = number / number.amax().clamp(min=1)
+    turns = torch.pi * share[:, None] * torch.tensor(_INDEX_FREQUENCIES)
+    return torch.cat([share[:, None], number.log1p()[:, None] / 3, turns.sin(), turns.cos()], 1)

@@ -1,0 +1,102 @@
+"""Normalisation of weights by the type of their block, the same for all architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.layers.shared_plan import BlockPlan, SharedPlan
+
+__all__ = ["Normalisation", "SharedStandardise"]
+
+Normalisation = Literal["relation", "network"]
+
+_FLOOR = 1e-6
+"""Smallest deviation that counts as one, relative to weights of a neuron with unit output."""
+
+
+class SharedStandardise(nn.Module):
+    r"""Weights times the root of their fan-in, then standardised, so that no width or kernel size is built in.
+
+    ``relation``: by mean and deviation of the type of the block over the networks given to :meth:`fit`; a network keeps
+    its scale. ``network``: every tensor by its own mean and deviation; they are lost to the values and returned as two
+    numbers per tensor, log deviation and mean over deviation, themselves standardised by type.
+
+    Args:
+        types: Number of types besides 0; 0 gets the statistics of all types together.
+        mode: Which.
+
+    Shape:
+        - blocks: ``{block number: (B, G, O, I, K)}``; output: the same, and ``{block number: (B, 2)}`` scales (none
+          for ``relation``).
+
+    Notes:
+        Statistics run over whole blocks, so they commute with permutations of the neurons.
+    """
+
+    mean: Tensor
+    std: Tensor
+    scale_mean: Tensor
+    scale_std: Tensor
+
+    def __init__(self, types: int, mode: Normalisation) -> None:
+        super().__init__()
+        self.mode: Normalisation = mode
+        self.register_buffer("mean", torch.zeros(types + 1))
+        self.register_buffer("std", torch.ones(types + 1))
+        self.register_buffer("scale_mean", torch.zeros(types + 1, 2))
+        self.register_buffer("scale_std", torch.ones(types + 1, 2))
+
+    @torch.no_grad()
+    def fit(self, groups: Iterable[tuple[SharedPlan, Mapping[int, Tensor]]]) -> None:
+        """Take the statistics from these networks (the training split); every scalar counts once."""
+        sums = torch.zeros(len(self.mean), 3, dtype=torch.float64)
+        scales: dict[int, list[Tensor]] = {}
+        for plan, blocks in groups:
+            for entry in (*plan.features, *plan.operators):
+                values = _in_units(blocks[entry.number], entry).double()
+                one = torch.tensor([float(values.numel()), float(values.sum()), float(values.square().sum())])
+                for number in {0, entry.type}:
+                    sums[number] += one
+                    scales.setdefault(number, []).append(_scales(values))
+        count = sums[:, 0].clamp(min=1)
+        mean = sums[:, 1] / count
+        std = (sums[:, 2] / count - mean**2).clamp(min=0).sqrt()
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > _FLOOR, std, 1.0))
+        for number, rows in scales.items():
+            std, mean = torch.std_mean(torch.cat(rows), dim=0, correction=0)
+            self.scale_mean[number], self.scale_std[number] = mean, torch.where(std > _FLOOR, std, 1.0)
+
+    def forward(self, plan: SharedPlan, blocks: Mapping[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Standardised copies and scales."""
+        standard, scales = {}, {}
+        for entry in (*plan.features, *plan.operators):
+            values, t = _in_units(blocks[entry.number], entry), entry.type
+            if self.mode == "relation":
+                standard[entry.number] = (values - self.mean[t]) / self.std[t]
+                continue
+            dims = (1, 2, 3, 4)
+            mean = values.mean(dims, keepdim=True)
+            spread = values - mean if entry.block.numel > 1 else values
+            # a tensor of one value keeps its sign and its size
+            std = spread.square().mean(dims, keepdim=True).add(_FLOOR**2).sqrt()
+            standard[entry.number] = spread / std
+            scales[entry.number] = (_scales(values) - self.scale_mean[t]) / self.scale_std[t]
+        return standard, scales
+
+
+def _in_units(values: Tensor, entry: BlockPlan) -> Tensor:
+    """Operators times the root of the number of parameters that one target node reads."""
+    return values if entry.is_feature else values * entry.fan_in**0.5
+
+
+def _scales(values: Tensor) -> Tensor:
+    """Log deviation, and mean over deviation bounded by three, of every network; shape ``(B, 2)``."""
+    flat = values.flatten(1)
+    mean = flat.mean(1)
+    std = (flat - mean[:, None]).square().mean(1).add(_FLOOR**2).sqrt()
+    return torch.stack([std.log(), (mean / std).clamp(-3, 3)], 1)

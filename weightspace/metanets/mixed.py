@@ -1,0 +1,374 @@
+"""Metanetworks for batches of mixed architectures: one set of parameters, by type of relation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.errors import ShapeError, SpecError
+from weightspace.graphs import BlockLayout
+from weightspace.layers.block_roles import scatter
+from weightspace.layers.blocks import read_blocks
+from weightspace.layers.readout import head
+from weightspace.layers.relations import RelationTypes
+from weightspace.layers.shared_banks import Bank, SharedFunctions, TypedLinear
+from weightspace.layers.shared_messages import SharedEdgeUpdate, SharedMessages
+from weightspace.layers.shared_plan import INDEX_FEATURES, SIZE_FEATURES, SharedPlan
+from weightspace.layers.shared_readout import SharedReadout
+from weightspace.layers.shared_standardise import Normalisation, SharedStandardise
+
+__all__ = [
+    "Group",
+    "MixedReader",
+    "SharedGraphMetanetwork",
+    "SharedGraphMetanetworkConfig",
+    "SharedMetanet",
+    "SharedOperatorNet",
+    "SharedOperatorNetConfig",
+    "shared_metanet_from_json",
+]
+
+Group = tuple[BlockLayout, Mapping[str, Tensor]]
+"""Networks of one architecture: their layout, and a state dict with a leading batch axis."""
+
+
+@dataclass(frozen=True)
+class SharedOperatorNetConfig:
+    """Options of :class:`SharedOperatorNet`.
+
+    Args:
+        width: Channels per neuron.
+        heads: Functions of the weight per direction and layer; each carries ``width / heads`` channels.
+        layers: Rounds of message passing.
+        function_units: Hidden units of the functions of the weight.
+        head_width: Hidden units of the head.
+        dropout, head_dropout: Rates inside the neuron MLPs and the head.
+        normalisation: ``"relation"`` or ``"network"``, see :class:`~weightspace.layers.SharedStandardise`.
+    """
+
+    width: int = 48
+    heads: int = 8
+    layers: int = 3
+    function_units: int = 16
+    head_width: int = 128
+    dropout: float = 0.1
+    head_dropout: float = 0.1
+    normalisation: Normalisation = "relation"
+
+    def __post_init__(self) -> None:
+        _check(self.width, "heads", self.heads, self.normalisation)
+
+
+@dataclass(frozen=True)
+class SharedGraphMetanetworkConfig:
+    """Options of :class:`SharedGraphMetanetwork`.
+
+    Args:
+        width: Channels per node.
+        edge_width: Channels per edge; each scales ``width / edge_width`` channels of the messages along it.
+        layers: Rounds of message passing, with an edge update between two rounds.
+        edge_units: Hidden units of the functions that embed a parameter.
+        head_width: Hidden units of the head.
+        dropout, head_dropout: Rates inside the node MLPs and the head.
+        normalisation: ``"relation"`` or ``"network"``, see :class:`~weightspace.layers.SharedStandardise`.
+    """
+
+    width: int = 48
+    edge_width: int = 8
+    layers: int = 3
+    edge_units: int = 16
+    head_width: int = 128
+    dropout: float = 0.1
+    head_dropout: float = 0.1
+    normalisation: Normalisation = "relation"
+
+    def __post_init__(self) -> None:
+        _check(self.width, "edge_width", self.edge_width, self.normalisation)
+
+
+def _check(width: int, name: str, part: int, normalisation: str) -> None:
+    if width % part:
+        raise SpecError(f"'width' must be a multiple of '{name}' (got {width} and {part}).")
+    if normalisation not in ("relation", "network"):
+        raise SpecError(f"'normalisation' must be 'relation' or 'network' (got '{normalisation}').")
+
+
+class SharedMetanet(nn.Module, ABC):
+    """Base of metanetworks that read networks of several architectures with the same parameters.
+
+    Parameters belong to types of node layers and edge blocks (:class:`~weightspace.layers.RelationTypes`), found in the
+    architectures given here, each as a default plus a learned difference (:class:`~weightspace.layers.Bank`). Other
+    architectures can be read too: what they share is read with the parameters of its type, other types with the
+    default. Nothing depends on widths, depth or kernel size. Inputs and outputs keep their identity through sines of
+    their number; biases and norm parameters are features of the nodes that receive them.
+
+    Args:
+        architectures: Whose types get parameters of their own.
+        out_features: Numbers returned per network.
+        config: Options.
+
+    Shape:
+        - input: groups of networks, each of one architecture; output: ``(number of networks, out_features)``, in the
+          order of the groups.
+
+    Notes:
+        Invariant under the neuron permutations of each architecture. Each group runs on blocks.
+    """
+
+    config_type: ClassVar[type[Any]]
+    kind = "invariant"
+
+    def __init__(self, architectures: Sequence[BlockLayout] | RelationTypes, out_features: int, config: Any) -> None:
+        super().__init__()
+        if not isinstance(architectures, RelationTypes):
+            if not architectures:
+                raise SpecError(
+                    "'architectures' must hold at least one layout. Give those of the networks to train on."
+                )
+            architectures = RelationTypes.of(architectures)
+        self.types, self.out_features, self.config = architectures, out_features, config
+        relations, nodes, width = len(self.types.relations), len(self.types.nodes), config.width
+        self.standardise = SharedStandardise(relations, config.normalisation)
+        self.start = Bank(nodes, torch.randn(width))
+        self.index = TypedLinear(nodes, INDEX_FEATURES, width, std=(INDEX_FEATURES / 2) ** -0.5)
+        self.size = TypedLinear(nodes, SIZE_FEATURES, width)
+        self.scale = TypedLinear(relations, 2, width) if config.normalisation == "network" else None
+        self.node_functions = SharedFunctions(relations, width, 16, linear=2)
+        self.messages = nn.ModuleList(
+            SharedMessages(relations, nodes, width, config.dropout) for _ in range(config.layers)
+        )
+        self.readout = SharedReadout(width)
+        self.embedding_features = self.readout.out_features
+        self.head = head(self.embedding_features, config.head_width, out_features, config.head_dropout)
+        self.plans = nn.ModuleDict()
+
+    def plan(self, layout: BlockLayout) -> SharedPlan:
+        """Numbers and indices of one architecture, made the first time it is read."""
+        if layout.fingerprint not in self.plans:
+            self.plans[layout.fingerprint] = SharedPlan(layout, self.types).to(self.standardise.mean)
+        plan = self.plans[layout.fingerprint]
+        assert isinstance(plan, SharedPlan)
+        return plan
+
+    def fit_normalisation(self, groups: Sequence[Group]) -> None:
+        """Take the normalisation statistics from these networks; call it once, with the training split."""
+        self.standardise.fit([(self.plan(layout), self._blocks(layout, weights)) for layout, weights in groups])
+
+    def embed(self, groups: Sequence[Group]) -> Tensor:  # shape: (number of networks, embedding_features)
+        """One vector per network, before the head.
+
+        Raises:
+            ShapeError: there are no groups, or weights do not fit their layout.
+        """
+        if not groups:
+            raise ShapeError("'groups' must hold at least one pair of a layout and weights.")
+        shared = self._by_type()
+        return torch.cat([self._embed(self.plan(layout), self._blocks(layout, w), shared) for layout, w in groups])
+
+    def forward(self, groups: Sequence[Group]) -> Tensor:  # shape: (number of networks, out_features)
+        """Answers in the order of the groups, and of the networks in each."""
+        return self.head(self.embed(groups))
+
+    def _blocks(self, layout: BlockLayout, weights: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        return read_blocks(layout, weights, type(self).__name__)
+
+    def _by_type(self) -> dict[str, Any]:
+        """Parameters by type that are used once per group, worked out once per batch."""
+        banks = {"start": self.start, "index": self.index, "size": self.size, "node_functions": self.node_functions}
+        return {name: bank() for name, bank in banks.items()} | ({"scale": self.scale()} if self.scale else {})
+
+    def _first_states(
+        self, plan: SharedPlan, standard: Mapping[int, Tensor], scales: Mapping[int, Tensor], shared: dict[str, Any]
+    ) -> Tensor:
+        """States of all nodes before the first round, ``(B, N, C)``."""
+        batch = len(next(iter(standard.values())))
+        states: dict[str, Tensor] = {}
+        for number, node in enumerate(plan.nodes):
+            constant = shared["start"][node.type] + nn.functional.linear(plan.sizes[number], *shared["size"][node.type])
+            index = nn.functional.linear(plan.index[node.part], *shared["index"][node.type])
+            states[node.name] = (constant + index).expand(batch, -1, -1)
+        for entry in plan.features:
+            values = standard[entry.number].flatten(1, 3)
+            functions = SharedFunctions.apply_to(
+                shared["node_functions"][entry.type], values, plan.places(entry.number)
+            )
+            name = entry.block.target
+            spread = scatter(functions.permute(1, 2, 0), plan.ends(entry.number)["target"], plan.by_name[name].size)
+            states[name] = states[name] + spread
+        for entry in (*plan.features, *plan.operators):
+            if entry.number in scales:
+                change = nn.functional.linear(scales[entry.number], *shared["scale"][entry.type])
+                states[entry.block.target] = states[entry.block.target] + change[:, None]
+        return torch.cat([states[node.name] for node in plan.nodes], 1)
+
+    @abstractmethod
+    def _embed(self, plan: SharedPlan, blocks: Mapping[int, Tensor], shared: dict[str, Any]) -> Tensor:
+        """One vector per network of a group."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What :func:`shared_metanet_from_json` needs to make an untrained copy."""
+        return {
+            "name": _NAMES[type(self)],
+            "types": self.types.to_json(),
+            "out_features": self.out_features,
+            "config": asdict(self.config),
+        }
+
+    def extra_repr(self) -> str:
+        """In and out."""
+        return f"{len(self.types.relations)} relations, {len(self.types.nodes)} kinds of nodes -> {self.out_features}"
+
+
+class SharedOperatorNet(SharedMetanet):
+    """The operator metanetwork with parameters by type: reads MLPs, CNNs of any depth, ResNets, transformers.
+
+    As :class:`~weightspace.metanets.OperatorNet`, but inputs and outputs are nodes with states too. Ours.
+
+    Example:
+        >>> shallow, deep = BlockLayout.mlp([4, 8, 2]), BlockLayout.mlp([4, 8, 8, 8, 2])
+        >>> net = SharedOperatorNet([shallow], 3)
+        >>> weights = {name: torch.zeros(5, *shape) for name, shape in deep.shapes}
+        >>> net([(deep, weights)]).shape
+        torch.Size([5, 3])
+    """
+
+    config_type = SharedOperatorNetConfig
+
+    def __init__(
+        self,
+        architectures: Sequence[BlockLayout] | RelationTypes,
+        out_features: int,
+        config: SharedOperatorNetConfig | None = None,
+    ) -> None:
+        config = config or SharedOperatorNetConfig()
+        super().__init__(architectures, out_features, config)
+        functions = 2 * config.layers * config.heads
+        self.functions = SharedFunctions(
+            len(self.types.relations), functions, config.function_units, linear=config.heads
+        )
+
+    def _by_type(self) -> dict[str, Any]:
+        return super()._by_type() | {"functions": self.functions()}
+
+    def _embed(self, plan: SharedPlan, blocks: Mapping[int, Tensor], shared: dict[str, Any]) -> Tensor:
+        standard, scales = self.standardise(plan, blocks)
+        states = self._first_states(plan, standard, scales, shared)
+        banks = {}
+        for entry in plan.operators:
+            parameters, values = shared["functions"][entry.type], standard[entry.number]
+            functions = SharedFunctions.apply_to(parameters, values, plan.places(entry.number))
+            banks[entry.number] = functions.unflatten(0, (-1, 2, self.config.heads)).unbind()
+        for m, layer in enumerate(self.messages):
+            states = layer(plan, states, {number: tuple(bank[m].unbind()) for number, bank in banks.items()})
+        return self.readout(plan, states)
+
+
+class SharedGraphMetanetwork(SharedMetanet):
+    """The graph metanetwork with parameters by type: a state on every parameter of every architecture.
+
+    After Lim et al. 2024 (Graph Metanetworks), who embed the types of nodes and edges and share all other parameters;
+    here the linear maps differ by type as well. Otherwise as :class:`~weightspace.metanets.GraphMetanetwork`.
+    """
+
+    config_type = SharedGraphMetanetworkConfig
+
+    def __init__(
+        self,
+        architectures: Sequence[BlockLayout] | RelationTypes,
+        out_features: int,
+        config: SharedGraphMetanetworkConfig | None = None,
+    ) -> None:
+        config = config or SharedGraphMetanetworkConfig()
+        super().__init__(architectures, out_features, config)
+        relations = len(self.types.relations)
+        self.functions = SharedFunctions(relations, config.edge_width, config.edge_units, linear=config.edge_width)
+        self.updates = nn.ModuleList(
+            SharedEdgeUpdate(relations, config.width, config.edge_width) for _ in range(config.layers - 1)
+        )
+
+    def _by_type(self) -> dict[str, Any]:
+        return super()._by_type() | {"functions": self.functions()}
+
+    def _embed(self, plan: SharedPlan, blocks: Mapping[int, Tensor], shared: dict[str, Any]) -> Tensor:
+        standard, scales = self.standardise(plan, blocks)
+        states = self._first_states(plan, standard, scales, shared)
+        edges = {
+            entry.number: SharedFunctions.apply_to(
+                shared["functions"][entry.type], standard[entry.number], plan.places(entry.number), joined=False
+            )
+            for entry in plan.operators
+        }
+        for m, layer in enumerate(self.messages):
+            joined = {number: e.sum(-1) * e.shape[-1] ** -0.5 for number, e in edges.items()}
+            states = layer(plan, states, {number: (e, e) for number, e in joined.items()})
+            if m < len(self.updates):
+                edges = self.updates[m](plan, edges, states)
+        return self.readout(plan, states)
+
+
+_NAMES: dict[type[SharedMetanet], str] = {
+    SharedOperatorNet: "shared-operator",
+    SharedGraphMetanetwork: "shared-gmn",
+}
+
+
+def shared_metanet_from_json(record: Mapping[str, Any]) -> SharedMetanet:
+    """Make the metanetwork that ``to_json`` described; its parameters are fresh.
+
+    Raises:
+        SpecError: unknown name or option.
+    """
+    model = next((model for model, name in _NAMES.items() if name == record["name"]), None)
+    if model is None:
+        raise SpecError(f"'name' must be one of {list(_NAMES.values())} (got '{record['name']}').")
+    known = {field.name for field in fields(model.config_type)}
+    if unknown := sorted(set(record["config"]) - known):
+        raise SpecError(f"'config' of '{record['name']}' has no option {unknown}. It has {sorted(known)}.")
+    config = model.config_type(**record["config"])
+    return model(RelationTypes.from_json(record["types"]), record["out_features"], config)
+
+
+class MixedReader(nn.Module):
+    """A shared metanetwork behind one flat mapping, for what hands on batches as mappings of tensors (training loops).
+
+    Args:
+        metanet: Reads the groups.
+        layouts: Architecture number ``n`` of the mapping.
+
+    Shape:
+        - input: ``{"n/tensor name": (B_n, *shape)}``, as :class:`weightspace.training.MixedWeights` delivers; output:
+          ``(sum of B_n, out_features)``, by ``n`` in the order in which they first appear.
+
+    Raises:
+        ShapeError: (when called) a name that starts with no number of an architecture.
+    """
+
+    def __init__(self, metanet: SharedMetanet, layouts: Sequence[BlockLayout]) -> None:
+        super().__init__()
+        self.metanet, self.layouts = metanet, list(layouts)
+
+    def groups(self, weights: Mapping[str, Tensor]) -> list[Group]:
+        """The same networks as groups."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in weights.items():
+            number, _, name = key.partition("/")
+            if not (number.isdigit() and int(number) < len(self.layouts)):
+                raise ShapeError(
+                    f"Tensor '{key}' of a mixed batch must be named 'n/name' with an architecture n below "
+                    f"{len(self.layouts)}. Let MixedWeights make the batches, from groups in the order of the layouts."
+                )
+            parts.setdefault(number, {})[name] = value
+        return [(self.layouts[int(number)], part) for number, part in parts.items()]
+
+    def fit_normalisation(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the normalisation statistics from these networks; call it once, with the training split."""
+        self.metanet.fit_normalisation(self.groups(weights))
+
+    def forward(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Answers of all groups."""
+        return self.metanet(self.groups(weights))
