@@ -16,7 +16,7 @@ from weightspace.metanets import (
     metanet_to_json,
 )
 
-NAMES = metanet_names()
+NAMES = metanet_names(BlockLayout)
 
 
 @pytest.mark.parametrize("name", NAMES)

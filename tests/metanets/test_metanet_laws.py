@@ -85,7 +85,7 @@ def test_blocks_equal_edge_by_edge_with_gradients(name, layout, build, random_we
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", metanet_names())
+@pytest.mark.parametrize("name", metanet_names(BlockLayout))
 def test_every_weight_is_read(name, layout, build, random_weights):
     weights = {k: w.requires_grad_() for k, w in random_weights(layout, 2).items()}
     build(name, layout)(weights).square().sum().backward()
@@ -95,7 +95,7 @@ def test_every_weight_is_read(name, layout, build, random_weights):
         assert name == "statnn" or (weight.grad != 0).all(), key
 
 
-@pytest.mark.parametrize("name", metanet_names())
+@pytest.mark.parametrize("name", metanet_names(BlockLayout))
 def test_gradients_are_exact(name, build, random_weights, siren):
     weights, net = random_weights(siren, 2), build(name, siren)
     keys = list(weights)

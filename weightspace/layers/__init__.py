@@ -3,17 +3,27 @@
 from weightspace.layers.block_roles import BlockRoles
 from weightspace.layers.edge_functions import EdgeFunctions
 from weightspace.layers.edge_states import EdgeEmbedding, EdgeUpdate
+from weightspace.layers.equivariant_linear import EquivariantLinear
+from weightspace.layers.feature_encoding import FeatureEncoding
+from weightspace.layers.feature_space import FeatureMap, FeatureSpace
 from weightspace.layers.graph_embedding import GraphEmbedding
 from weightspace.layers.graph_heads import GraphEdits, GraphReadout
+from weightspace.layers.invariant_pool import InvariantPool
 from weightspace.layers.message_layer import MessageLayer
 from weightspace.layers.neural_graph import NeuralGraph
 from weightspace.layers.node_embedding import NodeEmbedding
 from weightspace.layers.pna import PrincipalAggregation, PrincipalConv, SplitEdgeUpdate
 from weightspace.layers.probes import Probe, ProbeFeatures
 from weightspace.layers.readout import InvariantReadout
+from weightspace.layers.relational_attention import RelationalAttention, RelationalEdgeUpdate
 from weightspace.layers.standardise import Standardise
 
 __all__ = [
+    "InvariantPool",
+    "FeatureMap",
+    "FeatureSpace",
+    "FeatureEncoding",
+    "EquivariantLinear",
     "BlockRoles",
     "EdgeEmbedding",
     "EdgeFunctions",
@@ -29,6 +39,8 @@ __all__ = [
     "PrincipalConv",
     "Probe",
     "ProbeFeatures",
+    "RelationalAttention",
+    "RelationalEdgeUpdate",
     "SplitEdgeUpdate",
     "Standardise",
 ]

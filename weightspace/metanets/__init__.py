@@ -14,6 +14,7 @@ from weightspace.metanets.gmn import GraphMetanetwork, GraphMetanetworkConfig
 from weightspace.metanets.linear_net import LinearNet, LinearNetConfig
 from weightspace.metanets.metanet import Metanet
 from weightspace.metanets.mixed import (
+    MixedReader,
     SharedGraphMetanetwork,
     SharedGraphMetanetworkConfig,
     SharedMetanet,
@@ -22,6 +23,7 @@ from weightspace.metanets.mixed import (
     shared_metanet_from_json,
 )
 from weightspace.metanets.neural_graph import NeuralGraphNet, NeuralGraphNetConfig
+from weightspace.metanets.neural_graph_transformer import NeuralGraphTransformer, NeuralGraphTransformerConfig
 from weightspace.metanets.nfn import NFN, NFNConfig
 from weightspace.metanets.operator_net import OperatorNet, OperatorNetConfig
 from weightspace.metanets.unf import UNF, UNFConfig
@@ -40,8 +42,11 @@ __all__ = [
     "GraphMetanetwork",
     "GraphMetanetworkConfig",
     "Metanet",
+    "MixedReader",
     "NeuralGraphNet",
     "NeuralGraphNetConfig",
+    "NeuralGraphTransformer",
+    "NeuralGraphTransformerConfig",
     "OperatorNet",
     "OperatorNetConfig",
     "SharedGraphMetanetwork",

@@ -15,6 +15,7 @@ from weightspace.metanets.dws import DWSNet, DWSNetConfig
 from weightspace.metanets.gmn import GraphMetanetwork, GraphMetanetworkConfig
 from weightspace.metanets.metanet import Metanet
 from weightspace.metanets.neural_graph import NeuralGraphNet, NeuralGraphNetConfig
+from weightspace.metanets.neural_graph_transformer import NeuralGraphTransformer, NeuralGraphTransformerConfig
 from weightspace.metanets.nfn import NFN, NFNConfig
 from weightspace.metanets.operator_net import OperatorNet, OperatorNetConfig
 from weightspace.metanets.unf import UNF, UNFConfig
@@ -35,6 +36,7 @@ _METANETS: dict[str, tuple[type[Any], type[Any]]] = {
     "operator": (OperatorNet, OperatorNetConfig),
     "gmn": (GraphMetanetwork, GraphMetanetworkConfig),
     "neural_graph": (NeuralGraphNet, NeuralGraphNetConfig),
+    "neural_graph_transformer": (NeuralGraphTransformer, NeuralGraphTransformerConfig),
     "mlp": (FlatMLP, FlatMLPConfig),
     "statnn": (StatNN, StatNNConfig),
 }
@@ -49,9 +51,9 @@ def view_of(architecture: Trace | Architecture, view: type[Any]) -> Architecture
     return architecture.layout() if view is BlockLayout else architecture.weight_space()
 
 
-def metanet_names() -> list[str]:
-    """Names :func:`build_metanet` knows."""
-    return list(_METANETS)
+def metanet_names(view: type[BlockLayout] | type[WeightSpace] | None = None) -> list[str]:
+    """Names :func:`build_metanet` knows; of those that read one view of a trace where it is given."""
+    return [name for name, (model, _) in _METANETS.items() if view in (None, model.reads)]
 
 
 def build_metanet(

@@ -1,0 +1,310 @@
+"""The linear equivariant layer: every basis map between blocks, as reduce, mix, broadcast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from weightspace.errors import SpecError
+from weightspace.layers.equivariant_basis import Partition, Pattern, Reduction, Signature, patterns, reductions
+from weightspace.layers.feature_space import FeatureMap, FeatureSpace
+
+__all__ = ["EquivariantLinear", "Pool", "Reach", "pooled_diagonal"]
+
+Pool = Literal["mean", "sum", "max", "attention"]
+Reach = Literal["all", "neighbours"]
+POOLS = ("mean", "sum", "max", "attention")
+REACHES = ("all", "neighbours")
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One pooled axis: ``kept`` is the reduction ``above`` without the part on axis ``axis``."""
+
+    source: int
+    partition: Partition
+    kept: frozenset[int]
+    above: frozenset[int]
+    axis: int
+
+
+class _Mix(nn.Module):
+    """One matrix product: some reductions of one signature, mixed into some of its patterns."""
+
+    reads: list[int]
+    writes: list[int]
+
+    def __init__(self, reads: list[int], writes: list[int], in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__()
+        self.reads, self.writes = reads, writes
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Concatenate and multiply."""
+        x = features[0] if len(features) == 1 else torch.cat(features, dim=-1)
+        return F.linear(x, self.weight, self.bias)
+
+
+class EquivariantLinear(nn.Module):
+    r"""All affine maps between the blocks of a weight space that commute with its neuron permutations.
+
+    .. math:: y^{(t)} = b^{(t)} + \textstyle\sum_s \sum_k \theta_{tsk}\, E_{tsk}(x^{(s)})
+
+    over the basis maps :math:`E_{tsk}` of every pair of blocks (Zhou et al. 2024, section 3; of MLPs these are the
+    maps of Navon et al. 2023 and Zhou et al. 2023). Each reduction of a block is computed once, all that keep the same
+    indices are mixed by one matrix product, and results are added before they are copied along the other axes.
+
+    Args:
+        space: Feature maps of the blocks.
+        in_channels: Channels of every block that enters.
+        out_channels: Channels of every block that leaves.
+        pool: How axes that a target lacks are reduced. ``"max"`` and ``"attention"`` (a learned softmax-weighted mean)
+            keep the equivariance, not the linearity.
+        reach: ``"all"``: every block reads every block; ``"neighbours"``: only blocks that share a neuron group, or
+            belong to the same operation.
+        bias: Whether constants are added; there is one for every way of writing a block.
+
+    Shape:
+        - input: one tensor ``(B, *set sizes, in channels)`` per block; output: the same with the out channels.
+
+    Raises:
+        SpecError: an unknown ``pool`` or ``reach``.
+
+    Notes:
+        ``2 * scalars * in_channels * out_channels`` floating-point operations and three passes over the result per
+        block; what is pooled costs next to nothing.
+
+    Example:
+        >>> from weightspace.graphs import WeightSpace
+        >>> space = WeightSpace.from_axes({"a": ("h", "i"), "b": ("o", "h")}, {"a": (8, 2), "b": (1, 8)},
+        ...                               fixed=("i", "o"))
+        >>> layer = EquivariantLinear(FeatureSpace(space), [2, 1], [6, 3])
+        >>> [tuple(y.shape) for y in layer([torch.zeros(5, 8, 2), torch.zeros(5, 8, 1)])]
+        [(5, 8, 6), (5, 8, 3)]
+    """
+
+    def __init__(
+        self,
+        space: FeatureSpace,
+        in_channels: Sequence[int],
+        out_channels: Sequence[int],
+        *,
+        pool: Pool = "mean",
+        reach: Reach = "all",
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if pool not in POOLS:
+            raise SpecError(f"'pool' must be one of {list(POOLS)} (got '{pool}').")
+        if reach not in REACHES:
+            raise SpecError(f"'reach' must be one of {list(REACHES)} (got '{reach}').")
+        self.maps = space.maps
+        self.pool: Pool = pool
+        self.in_channels, self.out_channels = list(in_channels), list(out_channels)
+        self.reductions, self.patterns = reductions(space), patterns(space)
+        self.steps = _steps(self.maps, self.reductions)
+        self.mixes = nn.ModuleList(
+            _Mix(
+                reads,
+                writes,
+                sum(in_channels[self.reductions[k].source] for k in reads),
+                sum(out_channels[self.patterns[k].target] for k in writes),
+                bias and not self.patterns[writes[0]].signature,
+            )
+            for reads, writes in _products(self.maps, self.reductions, self.patterns, reach)
+        )
+        self.scores = None
+        if pool == "attention":
+            self.scores = nn.ModuleList(nn.Linear(in_channels[s.source], 1) for s in self.steps)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal weights; the variances of all maps that reach one target add up to 1 for features of unit variance."""
+        fan_in = [0] * len(self.maps)
+        for mix, writes in self._writes():
+            for target, _ in writes:
+                fan_in[target] += mix.weight.shape[1]
+        with torch.no_grad():
+            for mix, writes in self._writes():
+                mix.weight.normal_()
+                if mix.bias is not None:
+                    mix.bias.zero_()
+                for target, rows in writes:
+                    mix.weight[rows] *= max(1, fan_in[target]) ** -0.5
+
+    @torch.no_grad()
+    def calibrate(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Scale the weights of every target so that its mean square on these features is 1; returns the result.
+
+        How strongly pooled features vary depends on what they are pooled from, so no rule for the variance of weights
+        holds the second moment through a stack of layers; measuring does.
+        """
+        gains = [y.square().mean().clamp(min=1e-12).rsqrt() if y.numel() else torch.ones(()) for y in self(features)]
+        for mix, writes in self._writes():
+            for target, rows in writes:
+                mix.weight[rows] *= gains[target]
+                if mix.bias is not None:
+                    mix.bias[rows] *= gains[target]
+        return self(features)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Every block from every block in reach."""
+        reduced = self._reduce(features)
+        read = [_moved(reduced[r.source, r.partition, frozenset(r.kept)], r.kept) for r in self.reductions]
+        sums: list[dict[Partition, list[tuple[tuple[int, ...], Tensor]]]] = [{} for _ in self.maps]
+        for mix in self._mixes():
+            mixed = mix([read[k] for k in mix.reads])
+            start = 0
+            for k in mix.writes:
+                p = self.patterns[k]
+                width = self.out_channels[p.target]
+                part = mixed if len(mix.writes) == 1 else mixed.narrow(-1, start, width)
+                sums[p.target].setdefault(p.partition, []).append((p.kept, part))
+                start += width
+        return [_write(m, written) for m, written in zip(self.maps, sums, strict=True)]
+
+    def _reduce(self, features: Sequence[Tensor]) -> dict[tuple[int, Partition, frozenset[int]], Tensor]:
+        """Every reduction, parts ascending."""
+        values = {}
+        for r in self.reductions:
+            whole = (r.source, r.partition, frozenset(range(len(r.partition))))
+            if whole not in values:
+                values[whole] = _diagonal(features[r.source], r.partition)
+        for k, step in enumerate(self.steps):
+            x = values[step.source, step.partition, step.above]
+            values[step.source, step.partition, step.kept] = self._pooled(x, step.axis, k)
+        return values
+
+    def _pooled(self, x: Tensor, axis: int, step: int) -> Tensor:
+        if self.scores is not None:
+            return (x * self.scores[step](x).softmax(dim=axis)).sum(axis)
+        return _pool(x, axis, self.pool)
+
+    def _mixes(self) -> list[_Mix]:
+        return cast(list[_Mix], list(self.mixes))
+
+    def _writes(self) -> list[tuple[_Mix, list[tuple[int, slice]]]]:
+        """For every product the targets of its rows."""
+        result = []
+        for mix in self._mixes():
+            start, writes = 0, []
+            for k in mix.writes:
+                target = self.patterns[k].target
+                writes.append((target, slice(start, start + self.out_channels[target])))
+                start += self.out_channels[target]
+            result.append((mix, writes))
+        return result
+
+    def extra_repr(self) -> str:
+        """Sizes."""
+        return (
+            f"{len(self.maps)} blocks, {sum(self.in_channels)} -> {sum(self.out_channels)} channels, "
+            f"{len(self.reductions)} reductions, {len(self.patterns)} patterns, pool={self.pool}"
+        )
+
+
+def _products(
+    maps: Sequence[FeatureMap], read: Sequence[Reduction], written: Sequence[Pattern], reach: Reach
+) -> list[tuple[list[int], list[int]]]:
+    """Reductions and patterns of every matrix product: all of one signature, as far as they are in reach."""
+    result: dict[tuple[Signature, tuple[int, ...]], list[int]] = {}
+    for k, p in enumerate(written):
+        reads = tuple(
+            n
+            for n, r in enumerate(read)
+            if r.signature == p.signature and (reach == "all" or _are_neighbours(maps[r.source], maps[p.target]))
+        )
+        result.setdefault((p.signature, reads), []).append(k)
+    return [(list(reads), writes) for (_, reads), writes in result.items()]
+
+
+def _are_neighbours(a: FeatureMap, b: FeatureMap) -> bool:
+    operations = [m.name.rpartition(".")[0] for m in (a, b)]
+    return bool(set(a.groups) & set(b.groups)) or (operations[0] == operations[1] != "") or a is b
+
+
+def _steps(maps: Sequence[FeatureMap], wanted: Sequence[Reduction]) -> list[_Step]:
+    """An order of pooling in which every reduction comes from the smallest one that holds one part more."""
+    found: dict[tuple[int, Partition, frozenset[int]], _Step] = {}
+    groups: dict[tuple[int, Partition], set[frozenset[int]]] = {}
+    for r in wanted:
+        groups.setdefault((r.source, r.partition), set()).add(frozenset(r.kept))
+    for (source, partition), kept_sets in groups.items():
+        sizes = [maps[source].sizes[part[0]] for part in partition]
+        for kept in sorted(kept_sets, key=len, reverse=True):
+            above = [other for other in kept_sets if len(other) == len(kept) + 1 and kept < other]
+            if above:
+                best = min(above, key=lambda other: (math.prod(sizes[k] for k in other), sorted(other)))
+                (gone,) = best - kept
+                axis = 1 + sorted(best).index(gone)
+                found[source, partition, kept] = _Step(source, partition, kept, best, axis)
+    return list(found.values())
+
+
+def _diagonal(x: Tensor, partition: Partition) -> Tensor:
+    """A view with one axis per part, ``(B, *axes, C) -> (B, *parts, C)``."""
+    left = list(range(len([a for part in partition for a in part])))
+    for part in partition:
+        for axis in part[1:]:
+            first, second = 1 + left.index(part[0]), 1 + left.index(axis)
+            x = x.diagonal(dim1=first, dim2=second).movedim(-1, first)
+            left.remove(axis)
+    return x.permute(0, *(1 + left.index(part[0]) for part in partition), x.ndim - 1)
+
+
+def pooled_diagonal(x: Tensor, partition: Partition, pool: Pool) -> Tensor:
+    """Everything on the diagonals of a partition pooled, ``(B, *axes, C) -> (B, C)``."""
+    x = _diagonal(x, partition)
+    while x.ndim > 2:
+        x = _pool(x, 1, pool)
+    return x
+
+
+def _pool(x: Tensor, axis: int, pool: Pool) -> Tensor:
+    if pool == "max":
+        return x.amax(axis)
+    # The division after the sum: autograd would divide an expanded gradient of the size of x otherwise.
+    return x.sum(axis) / x.shape[axis] if pool == "mean" else x.sum(axis)
+
+
+def _moved(x: Tensor, kept: tuple[int, ...]) -> Tensor:
+    """Parts from ascending order to the order of the signature."""
+    rank = sorted(kept)
+    return x if list(kept) == rank else x.permute(0, *(1 + rank.index(k) for k in kept), x.ndim - 1)
+
+
+def _write(m: FeatureMap, written: dict[Partition, list[tuple[tuple[int, ...], Tensor]]]) -> Tensor:
+    """Sum of all patterns of one target; diagonals last, into the sum of the others."""
+    plain = tuple((k,) for k in range(len(m.sizes)))
+    result = _broadcast_sum(written[plain], len(plain))  # whole, as every block reads itself
+    for partition, parts in written.items():
+        if partition != plain:  # then there are several plain parts, so that their sum is nobody else's memory
+            _diagonal(result, partition).add_(_broadcast_sum(parts, len(partition)))
+    return result
+
+
+def _broadcast_sum(parts: list[tuple[tuple[int, ...], Tensor]], rank: int) -> Tensor:
+    """Sum of tensors over some of ``rank`` axes each; small ones are added to the smallest that holds their axes."""
+    waiting: list[tuple[frozenset[int], Tensor]] = []
+    for kept, x in sorted(parts, key=lambda part: len(part[0])):
+        if kept != tuple(range(rank)):
+            place = {k: 1 + n for n, k in enumerate(kept)}
+            shape = [x.shape[place[k]] if k in place else 1 for k in range(rank)]
+            x = x.permute(0, *(place[k] for k in sorted(kept)), x.ndim - 1).reshape(len(x), *shape, x.shape[-1])
+        axes = frozenset(kept)
+        for other in [w for w in waiting if w[0] <= axes]:
+            # Whole and not a part of a larger product: its memory is ours, and autograd does not need its values.
+            x = x + other[1] if x._is_view() else x.add_(other[1])
+            waiting.remove(other)
+        waiting.append((axes, x))
+    total = waiting.pop()[1]
+    for _, x in waiting:
+        total = total + x
+    return total

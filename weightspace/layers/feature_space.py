@@ -1,0 +1,132 @@
+"""Blocks of a weight space as feature maps: permutable axes stay axes, everything else becomes channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from weightspace.graphs import WeightSpace
+from weightspace.graphs.labels.label_graph import LabelGraph
+
+__all__ = ["FeatureMap", "FeatureSpace", "end_groups", "freed"]
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """The axes of one block.
+
+    Args:
+        name: Of the block.
+        groups: Neuron group of every set axis, an axis that is permuted.
+        parents: For every set axis, the number of the set axis inside whose neurons it is permuted; -1 for none.
+        sizes: Lengths of the set axes.
+        free: Number of scalars for each choice of set indices: kernel positions, gates, input or output neurons.
+        order: Axes of the block in the order (set axes, free axes).
+        free_sizes: Lengths of the free axes.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    parents: tuple[int, ...]
+    sizes: tuple[int, ...]
+    free: int
+    order: tuple[int, ...]
+    free_sizes: tuple[int, ...]
+
+
+class FeatureSpace:
+    """Feature maps of all blocks of a weight space.
+
+    Args:
+        space: The weight space.
+
+    Attributes:
+        maps: One feature map per block, in the order of the blocks.
+    """
+
+    def __init__(self, space: WeightSpace) -> None:
+        self.maps = tuple(_feature_map(space, b.name, b.axes, b.view.shape) for b in space.blocks)
+
+    def read(
+        self,
+        blocks: Mapping[int, Tensor],  # each of shape: (B, *block shape)
+    ) -> list[Tensor]:  # each of shape: (B, *set sizes, free)
+        """Values of the blocks, free axes last and as one."""
+        return [
+            blocks[i].permute(0, *(1 + d for d in m.order)).reshape(len(blocks[i]), *m.sizes, m.free)
+            for i, m in enumerate(self.maps)
+        ]
+
+    def write(
+        self,
+        features: Sequence[Tensor],  # each of shape: (B, *set sizes, free * copies)
+        copies: int,
+    ) -> dict[int, Tensor]:  # each of shape: (B, copies, *block shape)
+        """Back to the shapes of the blocks."""
+        result = {}
+        for i, (m, x) in enumerate(zip(self.maps, features, strict=True)):
+            split = x.reshape(len(x), *m.sizes, *m.free_sizes, copies).movedim(-1, 1)
+            back = np.argsort(m.order).tolist()
+            result[i] = split.permute(0, 1, *(2 + d for d in back))
+        return result
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+
+def _feature_map(space: WeightSpace, name: str, axes: Sequence[str], shape: Sequence[int]) -> FeatureMap:
+    """A group is a set axis where it is permutable and all it is nested in stands before it on the block."""
+    place: dict[int, int] = {}  # axis of the block -> number of the set axis
+    latest: dict[str, int] = {}  # group -> number of its last set axis
+    parents = []
+    for k, axis in enumerate(axes):
+        group = space.groups.get(axis)
+        if group is None or group.kind != "permutable" or (group.parent is not None and group.parent not in latest):
+            continue
+        parents.append(-1 if group.parent is None else latest[group.parent])
+        place[k] = latest[axis] = len(place)
+    rest = [k for k in range(len(axes)) if k not in place]
+    free_sizes = tuple(shape[k] for k in rest)
+    return FeatureMap(
+        name,
+        tuple(axes[k] for k in place),
+        tuple(parents),
+        tuple(shape[k] for k in place),
+        math.prod(free_sizes),
+        (*place, *rest),
+        free_sizes,
+    )
+
+
+def freed(space: WeightSpace) -> WeightSpace:
+    """The weight space with its input and output neurons permutable as well (the "NP" setting of NFN).
+
+    A layer that commutes with this larger group has far fewer coefficients where inputs or outputs are many; which
+    input or output a neuron is must then be said by features. Kernel positions and gates stay fixed.
+    """
+    graph = space.label_graph
+    colours = graph.colours.copy()
+    held = np.array([not c for c in space.coordinates])
+    product = graph.factors[:, 0] >= 0
+    next_colour = int(colours.max(initial=0)) + 1
+    freed_labels = np.zeros(len(colours), bool)
+    for p in space.parameters:
+        for component in p.components:
+            labels = component.labels.reshape(-1)
+            is_end = component.dims in ((0,), (1,)) and p.shape == p.view_shape
+            if is_end and held[labels].all() and not (product[labels] | freed_labels[labels]).any():
+                if len(set(labels.tolist())) == len(labels):
+                    colours[labels] = next_colour
+                    freed_labels[labels] = True
+                    next_colour += 1
+    return WeightSpace(space.parameters, LabelGraph(colours, graph.edges, graph.factors), scaling=space.scaling)
+
+
+def end_groups(freed_space: WeightSpace, space: WeightSpace) -> frozenset[str]:
+    """Groups of the freed space whose neurons the space holds in place."""
+    pairs = zip(freed_space.coordinates, space.coordinates, strict=True)
+    return frozenset(c[-1][0] for c, before in pairs if c and not before)

@@ -1,0 +1,221 @@
+"""Stacks of linear equivariant layers: what DWS, NFN and UNF have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from weightspace.errors import SpecError
+from weightspace.graphs import WeightSpace
+from weightspace.layers.equivariant_linear import EquivariantLinear, Pool, Reach
+from weightspace.layers.feature_encoding import FeatureEncoding
+from weightspace.layers.feature_space import FeatureSpace, end_groups, freed
+from weightspace.layers.invariant_pool import InvariantPool
+from weightspace.metanets.metanet import Metanet
+
+__all__ = ["Ends", "LinearNet", "LinearNetConfig", "Norm"]
+
+Ends = Literal["channels", "sets"]
+Norm = Literal["none", "batch", "layer"]
+
+_CALIBRATION_BATCH = 4
+
+
+@dataclass(frozen=True)
+class LinearNetConfig:
+    """Options of :class:`LinearNet`; DWS, NFN and UNF are choices of them.
+
+    Args:
+        width: Channels per scalar of the weights in the hidden layers.
+        layers: Number of linear equivariant layers (with returned weights one more follows).
+        ends: ``"channels"``: input and output neurons are told apart by channels of their own, full but quadratic in
+            their number; ``"sets"``: they are permutable too and told apart by learned embeddings in every layer.
+        max_free: Longest product of axes that is kept as channels; longer ones are mapped to this length first.
+        pool: How axes are reduced: mean, sum, max or attention.
+        reach: Whether every tensor reads all tensors, or its neighbours only.
+        norm: Of the channels behind every layer: none, batch (one statistic per tensor) or layer.
+        frequencies: Gaussian Fourier features of every weight; 0 to read the weights as they are.
+        frequency_scale: Their deviation, periods per standard deviation of a weight.
+        head_width, head_layers, head_dropout: Hidden layers behind the pooled features.
+    """
+
+    width: int = 32
+    layers: int = 3
+    ends: Ends = "channels"
+    max_free: int | None = 64
+    pool: Pool = "mean"
+    reach: Reach = "all"
+    norm: Norm = "none"
+    frequencies: int = 0
+    frequency_scale: float = 1.0
+    head_width: int = 128
+    head_layers: int = 1
+    head_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("ends", ("channels", "sets")), ("norm", ("none", "batch", "layer"))):
+            if getattr(self, name) not in known:
+                raise SpecError(f"'{name}' must be one of {list(known)} (got '{getattr(self, name)}').")
+        if self.layers < 1:
+            raise SpecError(f"'layers' must be at least 1 (got {self.layers}).")
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Statistics per channel over networks and set axes; of a single value there are none, so the running ones."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = input.reshape(-1, input.shape[-1])
+        if len(rows) == 1:
+            rows = F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        else:
+            rows = super().forward(rows)
+        return rows.view_as(input)
+
+
+class LinearNet(Metanet):
+    """Linear equivariant layers with pointwise nonlinearities between them, on the blocks of a weight space.
+
+    Permutable axes stay axes; kernel positions, gates and (with ``ends="channels"``) input and output neurons are
+    channels. Weights enter standardised, as they are or through Fourier features. For a vector per network the blocks
+    are pooled over all their axes; for weights one more linear layer ends in the scalars of every block.
+
+    Args:
+        space: Weight space of the networks that are read.
+        out_features: Numbers returned per network; ``None`` to return weights.
+        config: Options.
+        copies: Versions of the weights that are returned.
+
+    Shape:
+        - input: state dict with leading axis ``B``; output: ``(B, out_features)`` or a state dict.
+
+    Raises:
+        ShapeError: (when called) weights of another architecture.
+
+    Notes:
+        ``2 * width ** 2`` floating-point operations per scalar and layer; parameters grow with the square of the
+        number of tensors (``reach="neighbours"``: linearly). At the start every layer returns features of mean square
+        1 for weights that are independent and normal, whatever the weight space (Zhou et al. 2023 need a rule of
+        fan-in sums for this; here it is measured).
+    """
+
+    reads = WeightSpace
+
+    def __init__(
+        self, space: WeightSpace, out_features: int | None, config: LinearNetConfig | None = None, *, copies: int = 1
+    ) -> None:
+        config = config or self._default()
+        super().__init__(space, out_features, config, copies=copies)
+        read = freed(space) if config.ends == "sets" else space
+        self.features = features = FeatureSpace(read)
+        if [(b.name, b.view) for b in read.blocks] != [(b.name, b.view) for b in space.blocks]:
+            raise SpecError(
+                "With permutable inputs and outputs the tensors of this architecture fall into other blocks. Use "
+                "ends='channels'."
+            )
+        self.encode = FeatureEncoding(
+            features,
+            max_free=config.max_free,
+            frequencies=config.frequencies,
+            frequency_scale=config.frequency_scale,
+        )
+        hidden = [free * config.width for free in self.encode.free]
+        wide = [self.encode.out_channels, *([hidden] * config.layers)]
+        if out_features is None:
+            wide.append([free * copies for free in self.encode.free])
+        ends = end_groups(read, space)
+        self.linears = nn.ModuleList(
+            EquivariantLinear(features, before, after, pool=config.pool, reach=config.reach)
+            for before, after in zip(wide[:-1], wide[1:], strict=True)
+        )
+        self.positions = nn.ModuleList(_EndEmbedding(features, ends, before) for before in wide[:-1])
+        norm = {"none": nn.Identity, "batch": _BatchNorm, "layer": nn.LayerNorm}[config.norm]
+        self.norms = nn.ModuleList(nn.ModuleList(norm(c) for c in hidden) for _ in range(config.layers))
+        if out_features is None:
+            self.decode = nn.ModuleList(
+                nn.Linear(f * copies, m.free * copies) if f < m.free else nn.Identity()
+                for f, m in zip(self.encode.free, features.maps, strict=True)
+            )
+        else:
+            self.pool = InvariantPool(features, hidden, config.pool)
+            self.embedding_features = self.pool.out_features
+            self.head = _head(self.embedding_features, config, out_features)
+        self.calibrate()
+
+    @classmethod
+    def _default(cls) -> LinearNetConfig:
+        return LinearNetConfig()
+
+    @torch.no_grad()
+    def calibrate(self) -> None:
+        """Scale every linear layer so that normal weights give features of mean square 1 all the way through."""
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(_CALIBRATION_BATCH, *m.sizes, m.free) for m in self.features.maps]
+        x = self.encode([torch.randn(shape, generator=generator) for shape in shapes])
+        for k, linear in enumerate(self.linears):
+            assert isinstance(linear, EquivariantLinear)
+            x = linear.calibrate(self.positions[k](x))
+            x = self._activate(x, k) if k < len(self.norms) else x
+        for module in self.norms.modules():
+            if isinstance(module, _BatchNorm):
+                module.reset_running_stats()
+
+    def _activate(self, features: list[Tensor], layer: int) -> list[Tensor]:
+        norms = self.norms[layer]
+        assert isinstance(norms, nn.ModuleList)
+        return [F.relu(norm(x)) for norm, x in zip(norms, features, strict=True)]
+
+    def _hidden(self, standard: Mapping[int, Tensor]) -> list[Tensor]:
+        """Features behind the last nonlinearity."""
+        x = self.encode(self.features.read(standard))
+        for k in range(len(self.norms)):
+            x = self._activate(self.linears[k](self.positions[k](x)), k)
+        return x
+
+    def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
+        return self.pool(self._hidden(standard))
+
+    def _edits(
+        self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
+    ) -> dict[int, Tensor]:
+        edits = self.linears[-1](self.positions[-1](self._hidden(standard)))
+        return self.features.write([d(x) for d, x in zip(self.decode, edits, strict=True)], self.copies)
+
+
+class _EndEmbedding(nn.Module):
+    """Adds to every feature map a learned vector for each input or output neuron its axes run over."""
+
+    def __init__(self, features: FeatureSpace, ends: frozenset[str], channels: list[int]) -> None:
+        super().__init__()
+        self.axes = [[k for k, group in enumerate(m.groups) if group in ends] for m in features.maps]
+        self.vectors = nn.ParameterList(
+            nn.Parameter(torch.randn(m.sizes[k], width))
+            for m, axes, width in zip(features.maps, self.axes, channels, strict=True)
+            for k in axes
+        )
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        vectors = iter(self.vectors)
+        result = []
+        for x, axes in zip(features, self.axes, strict=True):
+            for k in axes:
+                vector = next(vectors)
+                shape = [1] * x.ndim
+                shape[1 + k], shape[-1] = vector.shape
+                x = x + vector.view(shape)
+            result.append(x)
+        return result
+
+
+def _head(in_features: int, config: LinearNetConfig, out_features: int) -> nn.Sequential:
+    sizes = [in_features, *([config.head_width] * config.head_layers)]
+    hidden = (
+        layer
+        for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        for layer in (nn.Linear(a, b), nn.ReLU(), nn.Dropout(config.head_dropout))
+    )
+    return nn.Sequential(*hidden, nn.Linear(sizes[-1], out_features))
