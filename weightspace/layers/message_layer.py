@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -170,11 +170,11 @@ class MessageLayer(nn.Module):
         normed = {name: self.norms[n](states[name]) for name, n in self.numbers.items()}
         received: dict[str, dict[Side, Tensor]] = {name: {} for name in self.written}
         for i in self.carriers:
-            ways = {to: self.messages[f"{i}_{to}"] for to in SIDES if f"{i}_{to}" in self.messages}
-            values = {to: way.read(normed[way.origin]) for to, way in ways.items()}
+            ways = self._ways(i)
+            values: dict[Side, Tensor] = {to: way.read(normed[way.origin]) for to, way in ways.items()}
             operator = functions.get(i)
             if operator is None:
-                carried = {to: way.link(values[to]) for to, way in ways.items()}
+                carried: dict[Side, Tensor] = {to: way.link(values[to]) for to, way in ways.items()}
             else:
                 carried = _carry(operator, values, executor)
             for to, x in carried.items():
@@ -187,3 +187,7 @@ class MessageLayer(nn.Module):
             inputs = torch.cat([x.expand(batch, -1, -1) for x in columns], dim=-1)
             result[name] = states[name] + self.updates[self.numbers[name]](inputs)
         return result
+
+    def _ways(self, i: int) -> dict[Side, _Message]:
+        """The directions in which states travel along a block."""
+        return {to: cast(_Message, self.messages[f"{i}_{to}"]) for to in SIDES if f"{i}_{to}" in self.messages}

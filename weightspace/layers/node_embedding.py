@@ -121,7 +121,7 @@ class _LayerEmbedding(nn.Module):
     def forward(self, raw: Mapping[int, Tensor], standard: Mapping[int, Tensor]) -> Tensor:
         """``(B, n, C)``, with ``B = 1`` where no parameter enters."""
         labels = None if self.labels is None else self.labels()
-        if self.project is None:
+        if self.project is None or self.frequencies is None:
             if self.constant is None:
                 return next(iter(raw.values())).new_zeros(1, self.size, self.width)
             states = self.constant.expand(1, self.size, -1)

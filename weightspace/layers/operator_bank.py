@@ -8,10 +8,12 @@ from weightspace.graphs.block_layout import EdgeBlock
 from weightspace.layers.edge_functions import EdgeFunctions, FunctionMatrices, Parity
 from weightspace.layers.streamed_operator import StreamedOperator
 
-__all__ = ["OperatorBank"]
+__all__ = ["KEPT_FLOATS", "OperatorBank"]
 
-_KEPT_FLOATS = 2**25
-"""Most functions of a block that are kept, in numbers: 128 MiB of float32."""
+KEPT_FLOATS = 2**25
+"""Most functions of all blocks together that are kept, in numbers: 128 MiB of float32."""
+_STREAMED_FLOATS = 2**17
+"""Fewest functions of a block that are streamed; a block of fewer costs less than the calls."""
 _SMALLEST_STREAM = 64
 """Rectangles of fewer edges (depthwise convolutions) are many small matrices, which chunks do not help."""
 
@@ -37,22 +39,26 @@ class OperatorBank(nn.Module):
         self.edges, self.rectangle = block.groups * block.out * block.inputs, block.out * block.inputs
         self.functions = EdgeFunctions(block.positions, heads, 2 * rounds, hidden=units, parity=parity)
 
-    def streams(self, batch: int, chunk: int | None) -> bool:
-        """Whether the functions are streamed: as ``chunk`` says, else where keeping them takes too much memory."""
-        if chunk is not None:
-            return chunk > 0
-        kept = batch * self.edges * (2 * self.rounds * self.heads + self.functions.hidden)
-        return kept > _KEPT_FLOATS and self.rectangle >= _SMALLEST_STREAM
+    @property
+    def floats(self) -> int:
+        """Numbers per network that are kept where functions are not streamed."""
+        return self.edges * (2 * self.rounds * self.heads + self.functions.hidden)
+
+    def worth_streaming(self, batch: int) -> bool:
+        """Whether streaming saves memory."""
+        return batch * self.floats > _STREAMED_FLOATS and self.rectangle >= _SMALLEST_STREAM
 
     def forward(
         self,
         values: Tensor,  # shape: (B, G, O, I, K)
         mean: Tensor,  # shape: ()
         std: Tensor,  # shape: ()
+        *,
+        stream: bool,
         chunk: int | None = None,
     ) -> list[tuple[Tensor, Tensor]] | list[StreamedOperator]:
-        """The operators of every round."""
-        if not self.streams(len(values), chunk):
+        """The operators of every round, streamed (``chunk`` edges at a time, by default what fits a cache) or kept."""
+        if not stream:
             sets = self.functions(values, mean, std)
             return list(zip(sets[::2], sets[1::2], strict=True))
         units, mix, read = self.functions.matrices(std)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +76,9 @@ class StreamedOperator:
         return x.reshape(self.heads, len(self.values), -1, x.shape[-1]).permute(1, 2, 0, 3).flatten(2)
 
 
-def _chunks(matrices: int, rows: int, columns: int, edges: int) -> Iterator[tuple[slice, slice]]:
+def _chunks(shape: Sequence[int], edges: int) -> Iterator[tuple[slice, slice]]:
     """Slices of matrices and of their rows with at most ``edges`` entries, or one row where a row has more."""
+    matrices, rows, columns = shape
     whole = max(1, edges // (rows * columns))
     step = rows if whole > 1 else min(rows, max(1, edges // columns))
     for n in range(0, matrices, whole):
@@ -95,7 +96,7 @@ class _Chunk:
         self.table = self.table.flatten(1)
         self.table[positions] = 1.0
         self.inputs, self.units = self.table[: positions + 1], self.table[positions + 1 :]
-        self.slopes = torch.mm(units, self.inputs, out=self.units)
+        torch.mm(units, self.inputs, out=self.units)
         self.weights = (units, functions)
 
     def activate(self) -> None:
@@ -131,7 +132,7 @@ class _Stream(Function):
         ctx.chunk = chunk
         functions = torch.cat([mix, read], dim=1)
         to_rows, to_columns = torch.empty_like(of_rows), torch.zeros_like(of_columns)
-        for n, r in _chunks(*w.shape[:3], chunk):
+        for n, r in _chunks(w.shape[:3], chunk):
             part = _Chunk(w[n, r], mean, units, functions)
             part.activate()
             phi = part.functions()
@@ -148,7 +149,7 @@ class _Stream(Function):
         g_units, g_functions = torch.zeros_like(units), torch.zeros_like(functions)
         g_of_columns, g_of_rows = torch.zeros_like(of_columns), torch.empty_like(of_rows)
         g_w = torch.empty_like(w) if ctx.needs_input_grad[0] else None
-        for n, r in _chunks(*w.shape[:3], ctx.chunk):
+        for n, r in _chunks(w.shape[:3], ctx.chunk):
             part = _Chunk(w[n, r], mean, units, functions)
             slopes = part.units.clone()
             part.activate()

@@ -93,7 +93,7 @@ class EdgeEdit(nn.Module):
         (functions,) = self.functions(values, mean, std)  # shape: (heads * K, B, G, O, I)
         functions = functions.unflatten(0, (self.heads, -1)).permute(2, 0, 3, 4, 5, 1)
         products = a @ b.mT  # shape: (B, copies, heads, G, O, I)
-        return sum(functions[:, None, h] * products[:, :, h, ..., None] for h in range(self.heads))
+        return torch.einsum("bhgoik,bchgoi->bcgoik", functions, products)
 
 
 class NodeEdit(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.block_roles import BlockRoles, odd_layers
 from weightspace.layers.message_layer import Executor, MessageLayer
 from weightspace.layers.node_embedding import NodeEmbedding
-from weightspace.layers.operator_bank import OperatorBank
+from weightspace.layers.operator_bank import KEPT_FLOATS, OperatorBank
 from weightspace.layers.probes import Probe, ProbeFeatures
 from weightspace.layers.readout import InvariantReadout, head
 from weightspace.layers.standardise import Standardise
@@ -242,6 +242,17 @@ class OperatorNet(Metanet):
         std[odd] = torch.hypot(mean[odd], std[odd])
         mean[odd] = 0.0
 
+    def _streamed(self, batch: int) -> set[str]:
+        """Keys of the banks whose functions are streamed."""
+        banks = {key: cast(OperatorBank, bank) for key, bank in self.banks.items()}
+        if self.executor == "edges" or self.config.chunk == 0:
+            return set()
+        if self.config.chunk is not None:
+            return set(banks)
+        if batch * sum(bank.floats for bank in banks.values()) <= KEPT_FLOATS:
+            return set()
+        return {key for key, bank in banks.items() if bank.worth_streaming(batch)}
+
     def _states(
         self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
@@ -252,9 +263,12 @@ class OperatorNet(Metanet):
             seen, outputs = self.probes(weights)
             states = {name: x + seen[name] if name in seen else x for name, x in states.items()}
             constants.append(outputs)
-        chunk = 0 if self.executor == "edges" else self.config.chunk
         mean, std = self.standardise.mean, self.standardise.std
-        operators = {int(i): bank(raw[int(i)], mean[int(i)], std[int(i)], chunk) for i, bank in self.banks.items()}
+        streamed = self._streamed(len(next(iter(raw.values()))))
+        operators = {
+            int(i): bank(raw[int(i)], mean[int(i)], std[int(i)], stream=i in streamed, chunk=self.config.chunk)
+            for i, bank in self.banks.items()
+        }
         for m, layer in enumerate(self.layers):
             states = layer(states, {i: rounds[m] for i, rounds in operators.items()}, self.executor)
         return states, constants
@@ -271,13 +285,12 @@ class OperatorNet(Metanet):
     ) -> dict[int, Tensor]:
         states, constants = self._states(weights, raw, standard)
         blocks, batch = self.layout.blocks, len(next(iter(raw.values())))
+        streamed = self._streamed(batch)
         normed = {name: self.edit_norms[n](states[name]) for name, n in self.edit_norms_of.items()}
         edits: dict[int, Tensor] = {}
         for key, edit in self.edge_edits.items():
             i = int(key)
-            bank, block = self.banks[key], blocks[i]
-            assert isinstance(bank, OperatorBank)
-            chunk = self.config.chunk or (_EDITED_EDGES if bank.streams(batch, self.config.chunk) else None)
+            block, chunk = blocks[i], (self.config.chunk or _EDITED_EDGES) if key in streamed else None
             moments = self.standardise.mean[i], self.standardise.std[i]
             edits[i] = edit(raw[i], *moments, normed[block.source], normed[block.target], chunk)
         for key, edit in self.node_edits.items():
