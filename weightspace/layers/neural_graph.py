@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ class Relation:
     """Directed edges of one block, as rectangles ``(groups, receivers, senders)``.
 
     Args:
-        block: Its number in the layout.
-        kind: Number of its kind in :attr:`NeuralGraph.kinds`.
+        block: Its number in the layout; -1 for all pairs of nodes.
+        kind: Number of its kind in :attr:`NeuralGraph.kinds`; -1 for all pairs of nodes.
         reverse: Whether the edges run against the forward pass, so that sources receive.
         groups, receivers, senders: Sizes.
     """
@@ -116,11 +116,24 @@ class NeuralGraph:
 
     def rows(self, relation: Relation, *, sender: bool) -> Tensor:
         """Rows of the node tensor at one end of a relation, in the order of its rectangles."""
+        if relation.block < 0:
+            return torch.arange(self.num_nodes)
         block = self.layout.blocks[relation.block]
         at_source = sender != relation.reverse
         name, nodes = (block.source, block.source_nodes) if at_source else (block.target, block.target_nodes)
         local = torch.arange(self.layout.layer(name).size) if nodes is None else torch.tensor(nodes)
         return local + self.starts[name]
+
+    def all_pairs(self) -> NeuralGraph:
+        """The same nodes with one relation in which every node receives from every node."""
+        return replace(self, relations=(Relation(-1, -1, False, 1, self.num_nodes, self.num_nodes),))
+
+    def partners(self) -> tuple[int, ...]:
+        """For each relation the number of the one that holds the same edges reversed.
+
+        Relations of blocks come in pairs here, so the graph must have been made with ``reverse``.
+        """
+        return tuple(k if r.block < 0 else k + 1 - 2 * r.reverse for k, r in enumerate(self.relations))
 
     def degrees(self) -> Tensor:
         """Number of edges that reach each node, shape ``(N,)``."""

@@ -9,6 +9,7 @@ from weightspace.metanets.build import (
     metanet_to_json,
     view_of,
 )
+from weightspace.metanets.deep_sets import DeepSets, DeepSetsConfig
 from weightspace.metanets.dws import DWSNet, DWSNetConfig
 from weightspace.metanets.gmn import GraphMetanetwork, GraphMetanetworkConfig
 from weightspace.metanets.linear_net import LinearNet, LinearNetConfig
@@ -25,8 +26,11 @@ from weightspace.metanets.mixed import (
 from weightspace.metanets.neural_graph import NeuralGraphNet, NeuralGraphNetConfig
 from weightspace.metanets.neural_graph_transformer import NeuralGraphTransformer, NeuralGraphTransformerConfig
 from weightspace.metanets.nfn import NFN, NFNConfig
+from weightspace.metanets.nft import NFT, NFTConfig
 from weightspace.metanets.operator_net import OperatorNet, OperatorNetConfig
+from weightspace.metanets.scale_gmn import ScaleGMN, ScaleGMNConfig
 from weightspace.metanets.unf import UNF, UNFConfig
+from weightspace.metanets.weight_tokens import WeightTokens, WeightTokensConfig
 
 __all__ = [
     "DWSNet",
@@ -35,8 +39,12 @@ __all__ = [
     "LinearNetConfig",
     "NFN",
     "NFNConfig",
+    "NFT",
+    "NFTConfig",
     "UNF",
     "UNFConfig",
+    "DeepSets",
+    "DeepSetsConfig",
     "FlatMLP",
     "FlatMLPConfig",
     "GraphMetanetwork",
@@ -49,6 +57,8 @@ __all__ = [
     "NeuralGraphTransformerConfig",
     "OperatorNet",
     "OperatorNetConfig",
+    "ScaleGMN",
+    "ScaleGMNConfig",
     "SharedGraphMetanetwork",
     "SharedGraphMetanetworkConfig",
     "SharedMetanet",
@@ -56,6 +66,8 @@ __all__ = [
     "SharedOperatorNetConfig",
     "StatNN",
     "StatNNConfig",
+    "WeightTokens",
+    "WeightTokensConfig",
     "architecture_from_json",
     "build_metanet",
     "metanet_from_json",

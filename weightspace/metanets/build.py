@@ -11,14 +11,18 @@ from weightspace.graphs import BlockLayout, Trace, WeightSpace
 from weightspace.layers.blocks import Architecture
 from weightspace.layers.probes import Probe
 from weightspace.metanets.baselines import FlatMLP, FlatMLPConfig, StatNN, StatNNConfig
+from weightspace.metanets.deep_sets import DeepSets, DeepSetsConfig
 from weightspace.metanets.dws import DWSNet, DWSNetConfig
 from weightspace.metanets.gmn import GraphMetanetwork, GraphMetanetworkConfig
 from weightspace.metanets.metanet import Metanet
 from weightspace.metanets.neural_graph import NeuralGraphNet, NeuralGraphNetConfig
 from weightspace.metanets.neural_graph_transformer import NeuralGraphTransformer, NeuralGraphTransformerConfig
 from weightspace.metanets.nfn import NFN, NFNConfig
+from weightspace.metanets.nft import NFT, NFTConfig
 from weightspace.metanets.operator_net import OperatorNet, OperatorNetConfig
+from weightspace.metanets.scale_gmn import ScaleGMN, ScaleGMNConfig
 from weightspace.metanets.unf import UNF, UNFConfig
+from weightspace.metanets.weight_tokens import WeightTokens, WeightTokensConfig
 
 __all__ = [
     "architecture_from_json",
@@ -32,11 +36,15 @@ __all__ = [
 _METANETS: dict[str, tuple[type[Any], type[Any]]] = {
     "dws": (DWSNet, DWSNetConfig),
     "nfn": (NFN, NFNConfig),
+    "nft": (NFT, NFTConfig),
+    "scale_gmn": (ScaleGMN, ScaleGMNConfig),
     "unf": (UNF, UNFConfig),
     "operator": (OperatorNet, OperatorNetConfig),
     "gmn": (GraphMetanetwork, GraphMetanetworkConfig),
     "neural_graph": (NeuralGraphNet, NeuralGraphNetConfig),
     "neural_graph_transformer": (NeuralGraphTransformer, NeuralGraphTransformerConfig),
+    "deep_sets": (DeepSets, DeepSetsConfig),
+    "weight_tokens": (WeightTokens, WeightTokensConfig),
     "mlp": (FlatMLP, FlatMLPConfig),
     "statnn": (StatNN, StatNNConfig),
 }
