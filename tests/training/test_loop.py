@@ -136,10 +136,11 @@ def test_patience_stops_a_run_that_no_longer_improves(train_model, data, tmp_pat
     assert len(result.epochs) == result.best_epoch + 3 < 200
 
 
-def test_a_limit_on_seconds_ends_the_schedule(train_model, tmp_path):
-    config = TrainConfig(epochs=100_000, batch_size=16, max_seconds=0.5, augment=())
+@pytest.mark.parametrize(("limit", "clock"), [("max_seconds", "seconds"), ("max_cpu_seconds", "cpu_seconds")])
+def test_a_limit_of_time_ends_the_schedule(train_model, tmp_path, limit, clock):
+    config = TrainConfig(epochs=100_000, batch_size=16, augment=(), **{limit: 0.5})
     _, result = train_model(tmp_path, config)
-    assert 0.5 <= result.seconds < 5
+    assert 0.5 <= getattr(result, clock) < 5
     assert result.epochs[-1]["lr"] < result.epochs[0]["lr"]
 
 

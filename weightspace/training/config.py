@@ -21,6 +21,7 @@ class TrainConfig:
         epochs: Passes over the training split, the length of the cosine schedule.
         max_seconds: Wall time after which the schedule has ended as well; ``None`` for no limit. With a limit the
             result depends on the speed of the machine.
+        max_cpu_seconds: The same in processor time, which other work on the machine does not use up.
         batch_size: Networks per step.
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay of matrices; vectors are left alone.
@@ -42,6 +43,7 @@ class TrainConfig:
 
     epochs: int = 40
     max_seconds: float | None = None
+    max_cpu_seconds: float | None = None
     batch_size: int = 64
     lr: float = 2e-3
     weight_decay: float = 0.05
@@ -63,7 +65,9 @@ class TrainConfig:
             self._require(name, 0 <= getattr(self, name) < 1, "lie in [0, 1)")
         for name in ("augment", "prepare"):
             self._require(name, not isinstance(getattr(self, name), str), "be a sequence of names")
-        self._require("max_seconds", self.max_seconds is None or self.max_seconds > 0, "be positive or None")
+        for name in ("max_seconds", "max_cpu_seconds"):
+            limit = getattr(self, name)
+            self._require(name, limit is None or limit > 0, "be positive or None")
 
     def _require(self, name: str, holds: bool, condition: str) -> None:
         if not holds:

@@ -64,7 +64,7 @@ def fit(
     """Train ``model``, leave the parameters that were best on ``val`` in it, and keep everything in ``run_dir``.
 
     A run that was stopped at any moment goes on from its last epoch and ends with the same bits as one that was not
-    (without ``max_seconds``). A run that has ended is loaded, not repeated.
+    (without limits of time). A run that has ended is loaded, not repeated.
 
     Args:
         model: Maps a batched state dict to outputs; on its device the training runs.
@@ -137,7 +137,7 @@ class _Run:
     def finished(self) -> bool:
         """Whether the budget is used up, or patience is."""
         patience = self.config.patience
-        return self._progress(self.seconds) >= 1 or 0 < patience <= self.epoch - self.best_epoch
+        return self._progress(self.seconds, self.cpu_seconds) >= 1 or 0 < patience <= self.epoch - self.best_epoch
 
     def train_epoch(self, bar: tqdm) -> None:
         """One pass over the training split; appends its figures to ``history``."""
@@ -148,7 +148,10 @@ class _Run:
         with seeded(self.device, self.config.seed, self.epoch) as generator:
             order = torch.Generator().manual_seed(generator.initial_seed())
             for weights, targets in self.train.batches(self.config.batch_size, order):
-                lr = self._set_lr(self.seconds + time.perf_counter() - start)
+                used = (self.seconds + time.perf_counter() - start, self.cpu_seconds + time.process_time() - cpu_start)
+                if answers and self._progress(*used) >= 1:
+                    break  # a limit of time may end a pass before all networks were seen
+                lr = self._set_lr(*used)
                 ready = self.pipeline({name: value.to(self.device) for name, value in weights.items()}, generator)
                 targets = targets.to(self.device)
                 answers.append((self._update(ready, targets), targets))
@@ -228,14 +231,15 @@ class _Run:
         self.step += 1
         return outputs.detach()
 
-    def _progress(self, seconds: float) -> float:
+    def _progress(self, seconds: float, cpu_seconds: float) -> float:
         """Share of the budget that is used."""
         steps = -(-len(self.train) // self.config.batch_size) * self.config.epochs
-        limit = self.config.max_seconds
-        return max(self.step / steps, seconds / limit if limit else 0.0)
+        limits = ((seconds, self.config.max_seconds), (cpu_seconds, self.config.max_cpu_seconds))
+        return max(self.step / steps, *(used / limit if limit else 0.0 for used, limit in limits))
 
-    def _set_lr(self, seconds: float) -> float:
-        lr = self.config.lr * learning_rate_factor(self.step, self._progress(seconds), self.config.warmup_steps)
+    def _set_lr(self, seconds: float, cpu_seconds: float) -> float:
+        progress = self._progress(seconds, cpu_seconds)
+        lr = self.config.lr * learning_rate_factor(self.step, progress, self.config.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
