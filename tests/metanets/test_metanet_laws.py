@@ -8,7 +8,7 @@ from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.message_layer import MessageLayer
 from weightspace.metanets import metanet_names
 
-INVARIANT = ("operator", "gmn", "statnn")
+INVARIANT = ("operator", "gmn", "scale_gmn", "nft", "statnn")
 GRAPH = ("operator", "gmn")
 
 
@@ -86,13 +86,16 @@ def test_blocks_equal_edge_by_edge_with_gradients(name, layout, build, random_we
 
 
 @pytest.mark.parametrize("name", metanet_names(BlockLayout))
-def test_every_weight_is_read(name, layout, build, random_weights):
+def test_every_weight_is_read(name, layout_name, layout, build, random_weights):
     weights = {k: w.requires_grad_() for k, w in random_weights(layout, 2).items()}
     build(name, layout)(weights).square().sum().backward()
     for key, weight in weights.items():
         assert weight.grad is not None, key
         # order statistics see a part of a tensor only
-        assert name == "statnn" or (weight.grad != 0).all(), key
+        unread = weight.grad == 0
+        if (name, layout_name, key) == ("scale_gmn", "node_subsets", "out.weight"):
+            unread[:, :, :, 1] = False  # nothing enters this neuron: any factor is a symmetry of the weight alone
+        assert name == "statnn" or not unread.any(), key
 
 
 @pytest.mark.parametrize("name", metanet_names(BlockLayout))

@@ -20,13 +20,8 @@ class _Matrix:
     """One block as rows (its target layer) and columns (its source layer) in the flat table of entries."""
 
     number: int
-    start: int
     rows: int
     columns: int
-
-    @property
-    def span(self) -> slice:
-        return slice(self.start, self.start + self.rows * self.columns)
 
 
 class EntryTable(nn.Module):
@@ -60,7 +55,7 @@ class EntryTable(nn.Module):
             if block.view is None:
                 continue
             rows, columns = layout.layer(block.target).size, layout.layer(block.source).size
-            self.matrices.append(_Matrix(i, self.size, rows, columns))
+            self.matrices.append(_Matrix(i, rows, columns))
             self.size += rows * columns
             pairs = _pairs(block, columns)
             self.register_buffer(f"pairs_{i}", pairs, persistent=False)
@@ -90,22 +85,24 @@ class EntryTable(nn.Module):
         pairs = getattr(self, f"pairs_{i}")
         return (values if pairs is None else values.index_select(1, pairs)).unflatten(1, self.blocks[i].shape[:3])
 
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Pairs of every matrix, views of ``(B, E, C)``; one split, whose gradient is one concatenation."""
+        return x.split([m.rows * m.columns for m in self.matrices], dim=1)
+
     def masked(self, x: Tensor) -> Tensor:
         """``(B, E, C)`` with empty pairs at 0."""
         return x if self.joined is None else x * self.joined.to(x)
 
     def means(self, x: Tensor) -> Tensor:
         """Mean over the parameters of every block, ``(B, E, C) -> (B, blocks, C)``; empty pairs of x must be 0."""
-        sums = [x[:, m.span].sum(1) / (b.numel // b.positions) for m, b in self._with_blocks()]
-        return torch.stack(sums, dim=1)
+        blocks = (self.blocks[m.number] for m in self.matrices)
+        parts = zip(self.parts(x), blocks, strict=True)
+        return torch.stack([part.sum(1) / (block.numel // block.positions) for part, block in parts], dim=1)
 
     def spread(self, means: Tensor) -> Tensor:
         """Every block's vector at all of its pairs, ``(B, blocks, C) -> (B, E, C)``."""
         parts = zip(self.matrices, means.unbind(1), strict=True)
         return torch.cat([v.unsqueeze(1).expand(-1, m.rows * m.columns, -1) for m, v in parts], dim=1)
-
-    def _with_blocks(self) -> list[tuple[_Matrix, EdgeBlock]]:
-        return [(m, self.blocks[m.number]) for m in self.matrices]
 
 
 def _pairs(block: EdgeBlock, columns: int) -> Tensor | None:
@@ -158,10 +155,10 @@ class AxisAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What is added to every parameter."""
         batch, _, width = x.shape
-        projected = self.project(x)
+        projected = self.table.parts(self.project(x))
         heard: dict[int, Tensor] = {}
         for members in self.table.axes.values():
-            tokens = [self._tokens(projected, number, side) for number, side in members]
+            tokens = [self._tokens(projected[number], number, side) for number, side in members]
             counts = [t.shape[3] for t in tokens]
             query, key, value = torch.cat(tokens, dim=3).flatten(4).unbind()
             answers = F.scaled_dot_product_attention(query, key, value)
@@ -178,7 +175,7 @@ class AxisAttention(nn.Module):
     def _tokens(self, projected: Tensor, number: int, side: Side) -> Tensor:
         """Queries, keys and values of one matrix along one side, ``(3, B, heads, T, n, C / heads)``."""
         matrix = self.table.matrices[number]
-        parts = projected[:, matrix.span].unflatten(2, (3, self.heads, -1))
+        parts = projected.unflatten(2, (3, self.heads, -1))
         parts = parts.unflatten(1, (matrix.rows, matrix.columns))
         return parts.permute((3, 0, 4, 2, 1, 5) if side == "target" else (3, 0, 4, 1, 2, 5))
 

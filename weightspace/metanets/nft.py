@@ -115,7 +115,7 @@ class _Block(nn.Module):
 class NFT(Metanet):
     r"""Transformer on parameters whose tokens are the parameter vectors along a neuron axis.
 
-    Zhou et al. 2023 (Permutation equivariant neural functionals; Neural functional transformers), section 3: random
+    Zhou et al. 2023 (Neural functional transformers), section 3: random
     Fourier features of every parameter, learned embeddings of tensors and of input and output neurons, then blocks of
     pre-norm attention (:class:`~weightspace.layers.axis_attention.AxisAttention`) and a feed-forward map with GELU.
     Answers are read from the means of all tensors by an MLP (the paper: cross-attention to latent vectors).
@@ -177,9 +177,9 @@ class NFT(Metanet):
     def _edits(
         self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
     ) -> dict[int, Tensor]:
-        x = self.norm(self._features(standard))
+        parts = self.table.parts(self.norm(self._features(standard)))
         result = {}
-        for matrix, linear in zip(self.table.matrices, self.edits, strict=True):
-            edit = self.table.write(matrix.number, linear(x[:, matrix.span]))
+        for matrix, part, linear in zip(self.table.matrices, parts, self.edits, strict=True):
+            edit = self.table.write(matrix.number, linear(part))
             result[matrix.number] = edit.unflatten(-1, (self.copies, -1)).movedim(-2, 1)
         return result
