@@ -43,17 +43,12 @@ class PrincipalAggregation(nn.Module):
         - messages: one tensor ``(B, G, R, S, C)`` per relation; output: ``(B, N, 8 C)``, zero at nodes without edges.
     """
 
-    inverse_degree: Tensor
-    amplification: Tensor
-    is_reached: Tensor
+    degrees: Tensor
 
     def __init__(self, graph: NeuralGraph) -> None:
         super().__init__()
-        degrees = graph.degrees()[:, None]
-        logs = (degrees + 1).log()
-        self.register_buffer("inverse_degree", 1 / degrees.clamp(min=1), persistent=False)
-        self.register_buffer("amplification", logs / logs.mean().clamp(min=1e-12), persistent=False)
-        self.register_buffer("is_reached", degrees > 0, persistent=False)
+        # whole numbers, exact in every dtype; their logarithms would not be
+        self.register_buffer("degrees", graph.degrees()[:, None], persistent=False)
         self.reduce = NodeReduce(graph)
 
     def forward(self, messages: Sequence[Tensor]) -> Tensor:
@@ -67,11 +62,12 @@ class PrincipalAggregation(nn.Module):
             else:
                 moments.append(torch.cat([m.sum(3), (m * m).sum(3)], dim=-1).flatten(1, 2))
                 extrema.append(torch.cat([m.amax(3), -m.amin(3)], dim=-1).flatten(1, 2))
-        mean, square = (self.reduce(moments, "sum") * self.inverse_degree).chunk(2, dim=-1)
-        top, bottom = torch.where(self.is_reached, self.reduce(extrema, "amax"), 0.0).chunk(2, dim=-1)
-        deviation = (F.relu(square - mean * mean) + _VARIANCE_FLOOR).sqrt() * self.is_reached
+        is_reached, logs = self.degrees > 0, (self.degrees + 1).log()
+        mean, square = (self.reduce(moments, "sum") / self.degrees.clamp(min=1)).chunk(2, dim=-1)
+        top, bottom = torch.where(is_reached, self.reduce(extrema, "amax"), 0.0).chunk(2, dim=-1)
+        deviation = (F.relu(square - mean * mean) + _VARIANCE_FLOOR).sqrt() * is_reached
         columns = torch.cat([mean, -bottom, top, deviation], dim=-1)
-        return torch.cat([columns, columns * self.amplification], dim=-1)
+        return torch.cat([columns, columns * (logs / logs.mean())], dim=-1)
 
 
 class PrincipalConv(nn.Module):

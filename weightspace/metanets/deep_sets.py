@@ -40,7 +40,8 @@ class _SetLayer(nn.Module):
 
     def __init__(self, tensors: int, width: int) -> None:
         super().__init__()
-        self.own = keep_moment_(nn.Linear(width, width, bias=False), terms=2, moment=_SILU_MOMENT)
+        # means have a far smaller moment than what they are taken of, so the first term has nearly all of it
+        self.own = keep_moment_(nn.Linear(width, width, bias=False), moment=_SILU_MOMENT)
         self.context = keep_moment_(nn.Linear(tensors * width, width), terms=2, moment=_SILU_MOMENT)
         self.tensor = nn.Parameter(torch.zeros(tensors, width))
 
