@@ -78,7 +78,7 @@ def _carry_blocks(functions: Tensor, values: Tensor, to: Side) -> Tensor:
         matrix = functions.flatten(0, 2)
         per_head = per_head.expand(heads, batch, groups, read, -1).reshape(len(matrix), read, -1)
         carried = torch.bmm(matrix if to == "target" else matrix.transpose(1, 2), per_head)
-    return carried.view(heads, batch, -1, per_head.shape[-1]).permute(1, 2, 0, 3).flatten(2)
+    return carried.reshape(heads, batch, -1, per_head.shape[-1]).permute(1, 2, 0, 3).flatten(2)
 
 
 def _carry_edges(functions: Tensor, values: Tensor, to: Side) -> Tensor:
