@@ -25,12 +25,12 @@ def inverse_length(
 
 
 def _units(kind: Kind, projected: Tensor, x: Tensor, shift: Tensor) -> Tensor:
-    """Hidden units that no factor of ``x`` changes, from its linear image."""
+    """Hidden units that no factor of ``x`` changes, from its linear image; bounded, so that products do not blow up."""
     if kind == "scale":
-        projected = torch.addcmul(shift, projected, inverse_length(x))
-    else:
-        projected = (projected.abs() if kind == "sign" else projected) + shift
-    return F.silu(projected)
+        return F.silu(torch.addcmul(shift, projected, inverse_length(x)))
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    bound = torch.rsqrt(1 + length.square() / x.shape[-1])
+    return F.silu(torch.addcmul(shift, projected.abs() if kind == "sign" else projected, bound))
 
 
 def _init(weight: Tensor) -> None:
@@ -41,12 +41,12 @@ class ScaleInv(nn.Module):
     r"""Invariant function of one vector with an unknown factor.
 
     .. math:: W_2\, \mathrm{silu}(W_1 x / \lVert x \rVert + c) + b
-        \quad\text{or}\quad W_2\, \mathrm{silu}(\lvert W_1 x \rvert + c) + b
+        \quad\text{or}\quad W_2\, \mathrm{silu}(\lvert W_1 x \rvert / \sqrt{1 + \lVert x \rVert^2} + c) + b
 
-    for positive factors (lengths as root mean squares) and for signs; an MLP for factors known to be 1. ScaleGMN
-    (Kalogeropoulos et al. 2024), section 5. The sign variant has even hidden units where the paper sums a network
-    over both signs: the same functions (a sum over both signs of one hidden layer is a sum of even functions of
-    projections) in one pass.
+    for positive factors (lengths as root mean squares) and for signs; the same without absolute values for factors
+    known to be 1. ScaleGMN (Kalogeropoulos et al. 2024), section 5. The sign variant has even hidden units where the
+    paper sums a network over both signs (which is a sum of even functions of projections too), in one pass. Lengths
+    under the root bound what the layer norm of the paper's MLPs bounds: without, states square in every round.
 
     Args:
         kind: Of the factor.

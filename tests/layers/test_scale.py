@@ -1,0 +1,181 @@
+"""Layers for vectors with an unknown factor: exact equivariance, slow twins, what is planned and what is read."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from weightspace.errors import SpecError
+from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
+from weightspace.graphs.parameter_view import ParameterView
+from weightspace.layers.scale import ScaleEq, ScaleInv, inverse_length
+from weightspace.layers.scale_round import ScaleRound, plan_rounds, routes_of
+from weightspace.layers.scale_values import NeuronLengths
+from weightspace.layers.scaling_kinds import scaling_kinds
+
+FACTORS = {"scale": 37.5, "sign": -1.0}
+
+
+def _x(generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", FACTORS)
+def test_factors_pass_through_or_vanish(kind, generator):
+    x, q = _x(generator, 5, 6), FACTORS[kind]
+    invariant, equivariant = ScaleInv(kind, 6, 4, 7).double(), ScaleEq(kind, 6, 4).double()
+    torch.testing.assert_close(invariant(q * x), invariant(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(equivariant(q * x), q * equivariant(x), rtol=1e-12, atol=1e-12)
+    assert invariant(x).std(0).min() > 1e-3
+    assert (equivariant(x) / equivariant(x.roll(1, 0))).std() > 1e-3
+
+
+@pytest.mark.parametrize(("kind", "q"), [("scale", -1.0), ("sign", 2.0), ("permutation", -1.0), ("permutation", 2.0)])
+def test_other_factors_do_not(kind, q, generator):
+    x = _x(generator, 5, 6)
+    for layer, wanted in ((ScaleInv(kind, 6, 4, 7).double(), 1.0), (ScaleEq(kind, 6, 4).double(), q)):
+        assert (layer(q * x) - wanted * layer(x)).abs().max() > 1e-3
+
+
+def test_scale_eq_is_its_equation(generator):
+    x, layer = _x(generator, 5, 6), ScaleEq("scale", 6, 4).double()
+    linear, inner = layer.first[:4], layer.first[4:]
+    unit = x / x.square().mean(-1, keepdim=True).sqrt()
+    expected = (x @ linear.T) * layer.second(F.silu(unit @ inner.T + layer.shift))
+    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_zeros_stay_zeros_with_finite_gradients(generator):
+    x = _x(generator, 3, 6)
+    x[1] = 0
+    x.requires_grad_()
+    for kind in FACTORS:
+        layer = ScaleEq(kind, 6, 4).double()
+        assert (layer(x)[1] == 0).all()
+        (gradient,) = torch.autograd.grad(layer(x).square().sum() + ScaleInv(kind, 6, 4, 7).double()(x).sum(), x)
+        assert torch.isfinite(gradient).all()
+    assert inverse_length(x)[1].item() == pytest.approx(6**0.5)
+
+
+def _chain(activations: list[str], *extra: EdgeBlock) -> BlockLayout:
+    layers = [NodeLayer("input", 2, "input")]
+    layers += [NodeLayer(f"h{i}", 3, "hidden", name) for i, name in enumerate(activations)]
+    layers += [NodeLayer("out", 1, "output"), NodeLayer("norm", 1, "norm")]
+    pairs = zip(layers[:-2], layers[1:-1], strict=True)
+    blocks = []
+    for a, b in pairs:
+        view = ParameterView(f"{b.name}.weight", (b.size, a.size)).reshape(1, b.size, a.size, 1)
+        blocks.append(EdgeBlock(view.parameter, "weight", a.name, b.name, view, 1, b.size, a.size, 1))
+    blocks += extra
+    shapes = tuple((b.view.parameter, b.view.parameter_shape) for b in blocks if b.view is not None)
+    return BlockLayout(tuple(layers), tuple(blocks), shapes)
+
+
+def _free(role: str, source: str, target: str) -> EdgeBlock:
+    return EdgeBlock(f"{role} {source} {target}", role, source, target, None, 3, 1, 1, 1)
+
+
+def test_kinds_follow_activations():
+    names = ["relu+max_pool", "tanh", "sin", "gelu", "relu+bias", "identity", "layer_norm+relu", "mixed"]
+    kinds = scaling_kinds(_chain(names))
+    found = [kinds[f"h{i}"] for i in range(len(names))]
+    assert found == ["scale", "sign", "sign", *["permutation"] * 2, "scale", *["permutation"] * 2]
+    assert kinds["input"] == kinds["out"] == "permutation"
+
+
+@pytest.mark.parametrize(
+    ("activations", "joins", "expected"),
+    [
+        (["relu", "identity", "relu"], [("h0", "h2"), ("h1", "h2")], ["scale", "scale", "scale"]),
+        (["tanh", "identity", "tanh"], [("h0", "h2"), ("h1", "h2")], ["sign", "sign", "sign"]),
+        (["relu", "identity", "tanh"], [("h0", "h2"), ("h1", "h2")], ["permutation"] * 3),
+        (["relu", "gelu", "relu"], [("h0", "h1")], ["permutation", "permutation", "scale"]),
+    ],
+)
+def test_sums_have_one_kind(activations, joins, expected):
+    kinds = scaling_kinds(_chain(activations, *(_free("residual", a, b) for a, b in joins)))
+    assert [kinds[f"h{i}"] for i in range(3)] == expected
+
+
+def test_products_and_norms_hold_their_neurons():
+    scale = ParameterView("scale", (3,)).reshape(1, 3, 1, 1)
+    norm = EdgeBlock("scale", "norm_scale", "norm", "h0", scale, 1, 3, 1, 1)
+    kinds = scaling_kinds(_chain(["relu"] * 4, norm, _free("product", "h1", "h2")))
+    assert [kinds[f"h{i}"] for i in range(4)] == ["permutation", "permutation", "permutation", "scale"]
+
+
+def test_kinds_can_be_given():
+    layout = _chain(["gelu", "relu"])
+    assert scaling_kinds(layout, "sign")["h0"] == "sign"
+    assert set(scaling_kinds(layout, "permutation").values()) == {"permutation"}
+    with pytest.raises(SpecError, match="'symmetry' must be one of .*'auto'.*got 'phase'"):
+        scaling_kinds(layout, "phase")  # pyright: ignore[reportArgumentType]
+
+
+def test_lengths_by_hand_and_backward_values(generator):
+    layout = BlockLayout.mlp([2, 3, 4, 1])
+    lengths = NeuronLengths(layout, scaling_kinds(layout))
+    values = {i: _x(generator, 2, *b.shape) for i, b in enumerate(layout.blocks)}
+    found = lengths(values)
+    w1, b1, w2, b2 = (values[i][:, 0, :, :, 0] for i in range(4))
+    first = (w1.square().sum(2) + b1.square().sum(2)) / 3
+    second = ((w2.square() * first[:, None]).sum(2) + b2.square().sum(2)) / 4
+    torch.testing.assert_close(found["layers.0"][..., 0], first)
+    torch.testing.assert_close(found["layers.1"][..., 0], second)
+    assert set(found) == {"layers.0", "layers.1"}
+    expected = w2 * first[:, None, :] / second[:, :, None]
+    torch.testing.assert_close(lengths.backward_value(2, values[2], found)[:, 0, :, :, 0], expected)
+
+
+def test_a_neuron_that_nothing_enters_has_no_backward_values(generator):
+    layout = BlockLayout.mlp([2, 3, 1])
+    lengths = NeuronLengths(layout, scaling_kinds(layout))
+    values = {i: _x(generator, 1, *b.shape) for i, b in enumerate(layout.blocks)}
+    for i in (0, 1):
+        values[i][:, :, 1] = 0
+    found = lengths(values)
+    assert (lengths.backward_value(0, values[0], found)[:, :, 1] == 0).all()
+    assert (lengths.backward_value(2, values[2], found)[:, :, :, 1] == 0).all()
+
+
+def _slow_round(layer: ScaleRound, x: Tensor, y: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+    """One round from scale neurons x to scale neurons y, edge by edge, as the equations are written."""
+    product, message = layer.products["target_scale_scale"], layer.messages["target_scale_scale"]
+    gate, invariant = layer.gates["target_scale_scale"], layer.invariants["scale"]
+    update = layer.updates["scale_target"]
+    width = x.shape[-1]
+    new_y, new_e = [], []
+    for i in range(len(y)):
+        heard = sum(message((product.node.weight @ x[j]) * (product.edge[:width] @ e[i, j])) for j in range(len(x)))
+        new_y.append(y[i] + update(torch.cat([y[i], heard / len(x) ** 0.5])))
+    for i in range(len(y)):
+        for j in range(len(x)):
+            both = torch.cat([invariant(x[j]), invariant(new_y[i])])
+            first = torch.cat([gate.source.weight, gate.target.weight], dim=1)
+            phi = gate.second(F.silu(first @ both + gate.target.bias))
+            new_e.append((product.edge[width:] @ e[i, j]) * phi)
+    return torch.stack(new_y), torch.stack(new_e).view(e.shape)
+
+
+def test_a_round_equals_its_equations_edge_by_edge(generator):
+    layers = (NodeLayer("x", 3, "hidden", "relu"), NodeLayer("y", 4, "hidden", "relu"))
+    view = ParameterView("w", (4, 3)).reshape(1, 4, 3, 1)
+    layout = BlockLayout(layers, (EdgeBlock("w", "weight", "x", "y", view, 1, 4, 3, 1),), (("w", (4, 3)),))
+    (plan,) = plan_rounds(routes_of(layout, ["x", "y"], bidirectional=False), 1, ["x", "y"], [(0, "target")])
+    layer = ScaleRound(layout, scaling_kinds(layout), plan, 6).double()
+    x, y, e = (_x(generator, *shape) for shape in ((2, 3, 6), (2, 4, 6), (2, 1, 4, 3, 6)))
+    states, edges = layer({"x": x, "y": y}, {(0, "target"): e})
+    slow = [_slow_round(layer, x[b], y[b], e[b, 0]) for b in range(2)]
+    torch.testing.assert_close(states["y"], torch.stack([s[0] for s in slow]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(edges[0, "target"][:, 0], torch.stack([s[1] for s in slow]), rtol=1e-12, atol=1e-12)
+    assert states["x"] is x
+
+
+def test_rounds_compute_what_is_read_and_no_more():
+    routes = routes_of(layout := BlockLayout.mlp([2, 3, 3, 1]), {x.name for x in layout.layers}, bidirectional=False)
+    weights = [r for r in routes if "bias" not in r.origin]
+    first, second = plan_rounds(weights, 2, ["layers.2"], [])
+    assert [r.end for r in second.routes] == ["layers.2"]
+    assert second.renewed == ()
+    assert [r.end for r in first.routes] == ["layers.1", "layers.2"]
+    assert first.renewed == ((4, "target"),)
