@@ -1,6 +1,7 @@
 """Neural Graphs: laws of both networks, their edits, counts, and the rounds against plain edge lists."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.neural_graph import NeuralGraph
 from weightspace.layers.pna import PrincipalConv, SplitEdgeUpdate
+from weightspace.layers.probes import Probe
 from weightspace.layers.relational_attention import RelationalAttention, RelationalEdgeUpdate
 from weightspace.metanets import (
     NeuralGraphNet,
@@ -37,9 +39,11 @@ SMALL = {
 SMALL["dense"] = {**SMALL["neural_graph_transformer"], "dense": True}
 
 
-def make(name: str, layout: BlockLayout, out_features: int | None = 3, copies: int = 1, **options):
+def make(
+    name: str, layout: BlockLayout, out_features: int | None = 3, copies: int = 1, probe: Probe | None = None, **options
+) -> Any:
     model = "neural_graph" if name == "neural_graph" else "neural_graph_transformer"
-    net = build_metanet(model, layout, out_features, {**SMALL[name], **options}, copies=copies)
+    net = build_metanet(model, layout, out_features, {**SMALL[name], **options}, copies=copies, probe=probe)
     return net.double().eval()
 
 
@@ -286,17 +290,16 @@ def _tanh_values(weights, inputs):
 def test_probes(name, siren, random_weights, permute_neurons):
     weights = random_weights(siren)
     moved = permute_neurons("siren", siren, weights)
-    options = {**SMALL[name], "probes": 5}
-    net = build_metanet(name, siren, 3, options, probe=_tanh_values).double().eval()
+    net = make(name, siren, probes=5, probe=_tanh_values)
     assert net.config.evaluates_network
     assert relative(net(moved), net(weights)) < 1e-10
     net(weights).sum().backward()
     assert net.probes.inputs.grad.abs().min() > 0
-    editor = build_metanet(name, siren, None, options, probe=_tanh_values).double().eval()
+    editor = make(name, siren, None, probes=5, probe=_tanh_values)
     editor(weights)["layers.1.weight"].sum().backward()
     assert editor.probes.inputs.grad.abs().max() > 0
     with pytest.raises(SpecError, match="'probe' must be given for probes=5"):
-        build_metanet(name, siren, 3, options)
+        make(name, siren, probes=5)
 
 
 def test_bad_options_are_refused(siren):

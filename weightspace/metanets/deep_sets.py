@@ -16,6 +16,7 @@ from weightspace.metanets.metanet import Metanet
 __all__ = ["DeepSets", "DeepSetsConfig"]
 
 _SILU_MOMENT = 0.3557
+"""Second moment of silu of a standard normal number, by quadrature."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,23 @@ class DeepSetsConfig:
 
 
 class _SetLayer(nn.Module):
-    """``silu(x A + b)`` on every parameter, where ``b`` depends on the means of all tensors."""
+    """``silu((x - mean x) A + c)`` on every parameter, where ``c`` is linear in the means of all tensors.
+
+    Deviations and means apart keep the second moment at the start, whatever their shares are.
+    """
 
     def __init__(self, tensors: int, width: int) -> None:
         super().__init__()
-        # means have a far smaller moment than what they are taken of, so the first term has nearly all of it
         self.own = keep_moment_(nn.Linear(width, width, bias=False), moment=_SILU_MOMENT)
-        self.context = keep_moment_(nn.Linear(tensors * width, width), terms=2, moment=_SILU_MOMENT)
+        self.context = keep_moment_(nn.Linear(tensors * width, width), moment=_SILU_MOMENT)
         self.tensor = nn.Parameter(torch.zeros(tensors, width))
 
     def forward(self, x: list[Tensor]) -> list[Tensor]:
         """New states; each ``(B, parameters, width)``."""
-        context = self.context(torch.cat([part.mean(1) for part in x], dim=-1)).unsqueeze(1)
-        return [
-            nn.functional.silu(self.own(part) + (context + bias)) for part, bias in zip(x, self.tensor, strict=True)
-        ]
+        means = [part.mean(1) for part in x]
+        context = self.context(torch.cat(means, dim=-1))
+        shifts = [context + bias - self.own(mean) for mean, bias in zip(means, self.tensor, strict=True)]
+        return [nn.functional.silu(self.own(part) + shift.unsqueeze(1)) for part, shift in zip(x, shifts, strict=True)]
 
 
 class DeepSets(Metanet):
