@@ -11,7 +11,9 @@ from weightspace.layers.block_roles import collect, nodes_of
 from weightspace.layers.edge_functions import EdgeFunctions
 from weightspace.layers.message_layer import Executor
 
-__all__ = ["EdgeEmbedding", "EdgeUpdate"]
+__all__ = ["EdgeEmbedding", "EdgeUpdate", "joined_edges", "unit_edges"]
+
+_EPS = 1e-5
 
 
 class EdgeEmbedding(nn.Module):
@@ -68,6 +70,9 @@ class EdgeUpdate(nn.Module):
         block: The block.
         width: ``C``, channels per node.
         edge_width: ``C_e``, channels per edge.
+        normalise: Layer-normalise the edge state that is read (the linear map behind takes the place of the gain).
+        dropout: Rate on the hidden units.
+        zero_init: Start as the identity.
 
     Shape:
         - edges: ``(C_e, B, G, O, I, K)``; node states: ``(B, n, C)``; output: the shape of the edges.
@@ -76,14 +81,26 @@ class EdgeUpdate(nn.Module):
     source_nodes: Tensor | None
     target_nodes: Tensor | None
 
-    def __init__(self, block: EdgeBlock, width: int, edge_width: int) -> None:
+    def __init__(
+        self,
+        block: EdgeBlock,
+        width: int,
+        edge_width: int,
+        *,
+        normalise: bool = False,
+        dropout: float = 0.0,
+        zero_init: bool = False,
+    ) -> None:
         super().__init__()
+        self.normalise, self.dropout = normalise, nn.Dropout(dropout)
         self.register_buffer("source_nodes", nodes_of(block, "source"), persistent=False)
         self.register_buffer("target_nodes", nodes_of(block, "target"), persistent=False)
         self.source = nn.Linear(width, edge_width, bias=False)
         self.target = nn.Linear(width, edge_width)
         self.edge = nn.Linear(edge_width, edge_width, bias=False)
         self.out = nn.Linear(edge_width, edge_width, bias=False)
+        if zero_init:
+            nn.init.zeros_(self.out.weight)
 
     def forward(self, edges: Tensor, source: Tensor, target: Tensor, executor: Executor = "blocks") -> Tensor:
         """New states of the edges of the block."""
@@ -95,10 +112,12 @@ class EdgeUpdate(nn.Module):
             return self._edge_by_edge(edges, source.expand(batch, -1, -1), target.expand(batch, -1, -1))
         channels, _, groups, out, inputs, _ = edges.shape
         flat = edges.flatten(1)
+        read = unit_edges(edges).flatten(1) if self.normalise else flat
         from_source = (self.source.weight @ source.flatten(0, 1).T).view(channels, -1, groups, 1, inputs, 1)
         from_target = (self.target.weight @ target.flatten(0, 1).T).add_(self.target.bias[:, None])
-        hidden = (self.edge.weight @ flat).view(edges.shape)
+        hidden = (self.edge.weight @ read).view(edges.shape)
         hidden = F.silu(hidden.add_(from_source).add_(from_target.view(channels, -1, groups, out, 1, 1)))
+        hidden = self.dropout(hidden)
         return (self.out.weight @ hidden.flatten(1)).add_(flat).view(edges.shape)
 
     def _edge_by_edge(self, edges: Tensor, source: Tensor, target: Tensor) -> Tensor:
@@ -107,7 +126,25 @@ class EdgeUpdate(nn.Module):
         axes = (torch.arange(size, device=edges.device) for size in (groups, out, inputs, positions))
         g, o, i, _ = (index.reshape(-1) for index in torch.meshgrid(*axes, indexing="ij"))
         states = edges.flatten(2).permute(1, 2, 0)
-        ends = [source[:, g * inputs + i], target[:, g * out + o], states]
+        read = F.layer_norm(states, states.shape[-1:], eps=_EPS) if self.normalise else states
+        ends = [source[:, g * inputs + i], target[:, g * out + o], read]
         weight = torch.cat([self.source.weight, self.target.weight, self.edge.weight], dim=1)
-        new = states + self.out(F.silu(F.linear(torch.cat(ends, dim=-1), weight, self.target.bias)))
+        hidden = F.silu(F.linear(torch.cat(ends, dim=-1), weight, self.target.bias))
+        new = states + self.out(self.dropout(hidden))
         return new.permute(2, 0, 1).reshape(edges.shape)
+
+
+def unit_edges(
+    edges: Tensor,  # shape: (C_e, B, G, O, I, K)
+) -> Tensor:
+    """Edge states at mean 0 and variance 1 over the channels."""
+    variance, mean = torch.var_mean(edges, dim=0, correction=0, keepdim=True)
+    return (edges - mean) * (variance + _EPS).rsqrt()
+
+
+def joined_edges(
+    edges: Tensor,  # shape: (C_e, B, G, O, I, K)
+) -> Tensor:  # shape: (C_e, B, G, O, I)
+    """Parallel edges summed: a message does not depend on the position, only the edge state does."""
+    positions = edges.shape[-1]
+    return edges.squeeze(-1) if positions == 1 else edges.sum(-1) / positions**0.5
