@@ -11,7 +11,7 @@ from torch_geometric.utils import scatter, softmax
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.neural_graph import NeuralGraph
-from weightspace.layers.pna import PrincipalConv, SplitEdgeUpdate
+from weightspace.layers.pna import PrincipalAggregation, PrincipalConv, SplitEdgeUpdate
 from weightspace.layers.probes import Probe
 from weightspace.layers.relational_attention import RelationalAttention, RelationalEdgeUpdate
 from weightspace.metanets import (
@@ -180,6 +180,26 @@ def test_principal_convolution_equals_edge_by_edge(reverse, layout, generator):
     amplified = columns * (degree + 1).log() / (degree + 1).log().mean()
     plain = conv.update(torch.cat([x, columns, amplified], dim=-1))
     same_with_gradients(conv(x, edges), plain, [x, *edges, *conv.parameters()])
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_derivatives_of_the_aggregation(order, generator):
+    graph = NeuralGraph.of(BlockLayout.mlp([2, 3, 2]), reverse=False)
+    aggregate = PrincipalAggregation(graph).double()
+    shapes = [(1, r.groups, r.receivers, r.senders, 2) for r in graph.relations]
+    messages = [torch.randn(*s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+    check = torch.autograd.gradcheck if order == 1 else torch.autograd.gradgradcheck
+    assert check(lambda *m: aggregate(m), messages)
+
+
+def test_equal_messages_share_the_derivative_of_an_extremum():
+    graph = NeuralGraph.of(BlockLayout.mlp([4, 1]), reverse=False)
+    m = torch.tensor([3.0, 1.0, 3.0, 0.0]).view(1, 1, 1, 4, 1).requires_grad_()
+    mean, bottom, top, deviation = PrincipalAggregation(graph)([m])[0, -1, :4]
+    assert (mean, bottom, top) == (1.75, 0.0, 3.0)
+    assert torch.autograd.grad(top, m, retain_graph=True)[0].flatten().tolist() == [0.5, 0, 0.5, 0]
+    assert torch.autograd.grad(bottom, m)[0].flatten().tolist() == [0, 0, 0, 1]
+    torch.testing.assert_close(deviation, (torch.tensor(19 / 4 - 1.75**2) + 1e-5).sqrt())
 
 
 @pytest.mark.parametrize("dense", [False, True])
