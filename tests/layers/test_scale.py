@@ -1,5 +1,7 @@
 """Layers for vectors with an unknown factor: exact equivariance, slow twins, what is planned and what is read."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,9 +13,9 @@ from weightspace.graphs.parameter_view import ParameterView
 from weightspace.layers.scale import ScaleEq, ScaleInv, inverse_length
 from weightspace.layers.scale_round import ScaleRound, plan_rounds, routes_of
 from weightspace.layers.scale_values import NeuronLengths
-from weightspace.layers.scaling_kinds import scaling_kinds
+from weightspace.layers.scaling_kinds import Kind, scaling_kinds
 
-FACTORS = {"scale": 37.5, "sign": -1.0}
+FACTORS: dict[Kind, float] = {"scale": 37.5, "sign": -1.0}
 
 
 def _x(generator, *shape: int) -> Tensor:
@@ -140,9 +142,9 @@ def test_a_neuron_that_nothing_enters_has_no_backward_values(generator):
 
 def _slow_round(layer: ScaleRound, x: Tensor, y: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
     """One round from scale neurons x to scale neurons y, edge by edge, as the equations are written."""
-    product, message = layer.products["target_scale_scale"], layer.messages["target_scale_scale"]
-    gate, invariant = layer.gates["target_scale_scale"], layer.invariants["scale"]
-    update = layer.updates["scale_target"]
+    key = "target_scale_scale"
+    product, message, gate = (cast(Any, modules[key]) for modules in (layer.products, layer.messages, layer.gates))
+    invariant, update = cast(Any, layer.invariants["scale"]), cast(Any, layer.updates["scale_target"])
     width = x.shape[-1]
     new_y, new_e = [], []
     for i in range(len(y)):

@@ -50,19 +50,10 @@ def test_attention_equals_its_equation_token_by_token(generator):
     ]
     means = torch.stack([part.mean(1)[0] for part in table.parts(x)])
     query, key, value = (means @ w.T for w in attention.project_means.weight.split(6))
-    between = torch.cat(
-        [
-            ((q @ k.T) / 3**0.5).softmax(1) @ v
-            for q, k, v in ((t[:, p] for t in (query, key, value)) for p in _halves())
-        ],
-        dim=1,
-    )
+    heads = [(query[:, part], key[:, part], value[:, part]) for part in (slice(0, 3), slice(3, 6))]
+    between = torch.cat([((q @ k.T) / 3**0.5).softmax(1) @ v for q, k, v in heads], dim=1)
     expected = attention.merge(torch.cat(heard)) + table.spread(attention.merge_means(between).unsqueeze(0))[0]
     torch.testing.assert_close(attention(x)[0], expected, rtol=1e-12, atol=1e-12)
-
-
-def _halves() -> tuple[slice, slice]:
-    return slice(0, 3), slice(3, 6)
 
 
 def test_axes_by_hand():
@@ -149,7 +140,7 @@ def test_copies_and_parameters(copies, layout, random_weights):
     net = _editor(layout, copies)
     edited = net(random_weights(layout))
     assert all(edited[n].shape == (4, *((copies,) if copies > 1 else ()), *s) for n, s in layout.shapes)
-    sum(e.square().sum() for e in edited.values()).backward()
+    torch.stack([e.square().sum() for e in edited.values()]).sum().backward()
     assert all(p.grad is not None for p in net.parameters())
 
 

@@ -139,7 +139,7 @@ def test_edits_have_the_shapes_of_the_weights_and_use_every_parameter(copies, la
     assert_pure(net, weights := random_weights(layout))
     edited = net(weights)
     assert all(edited[n].shape == (4, *((copies,) if copies > 1 else ()), *s) for n, s in layout.shapes)
-    sum(e.square().sum() for e in edited.values()).backward()
+    torch.stack([e.square().sum() for e in edited.values()]).sum().backward()
     assert all(p.grad is not None for p in net.parameters())
     assert all((edited[n] - w.view(4, *[1] * (copies > 1), *w.shape[1:])).abs().max() > 0 for n, w in weights.items())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +186,7 @@ class ScaleRound(nn.Module):
             heard = self.links[key](collect(origin, read)).view(-1, groups, count, origin.shape[-1]).sum(2, True)
             heard = heard.expand(-1, -1, kept, -1).flatten(1, 2)
         else:
-            product = self.products[key]
+            product = cast(RescaleEq, self.products[key])
             mapped = product.node(collect(origin, read)).view(-1, groups, count, origin.shape[-1])
             mixed, carried = product(mapped.unsqueeze(2 if forward else 3), edges[route.edge])
             heard = self.messages[key](mixed).sum(3 if forward else 2).flatten(1, 2)

@@ -59,8 +59,13 @@ def scaling_kinds(layout: BlockLayout, symmetry: Symmetry = "auto") -> dict[str,
             common = allowed[block.source] & allowed[block.target]
             if block.view is None and not allowed[block.source] == allowed[block.target] == common:
                 allowed[block.source], allowed[block.target], changed = common, common, True
-    order: tuple[Kind, ...] = ("scale", "sign")
-    return {name: next((k for k in order if k in kinds), "permutation") for name, kinds in allowed.items()}
+    return {name: _first(kinds) for name, kinds in allowed.items()}
+
+
+def _first(kinds: set[Kind]) -> Kind:
+    if "scale" in kinds:
+        return "scale"
+    return "sign" if "sign" in kinds else "permutation"
 
 
 def _allowed(layer: NodeLayer, symmetry: Symmetry) -> set[Kind]:

@@ -121,11 +121,10 @@ class ScaleGMN(Metanet):
         self.nodes = ScaleNodes(layout, kinds, self.neurons, width)
         self.plain = self._unscaled_blocks()
         self.edge_keys = [r.edge for r in routes if r.edge in first]
-        self.edges = nn.ModuleList(
-            nn.Linear(layout.blocks[i].positions, width, bias=i in self.plain) for i, _ in self.edge_keys
-        )
-        for linear in self.edges:
+        linears = [nn.Linear(layout.blocks[i].positions, width, bias=i in self.plain) for i, _ in self.edge_keys]
+        for linear in linears:
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        self.edges = nn.ModuleList(linears)
         needs_lengths = config.bidirectional or out_features is None
         self.lengths = NeuronLengths(layout, kinds) if needs_lengths else None
         if out_features is None:
@@ -157,8 +156,10 @@ class ScaleGMN(Metanet):
         lengths = self.lengths(values) if self.lengths is not None else {}
         states, edges = self.nodes(values), {}
         for (i, to), linear in zip(self.edge_keys, self.edges, strict=True):
-            backward = to == "source" and self.lengths is not None
-            edges[i, to] = linear(self.lengths.backward_value(i, values[i], lengths) if backward else values[i])
+            value = values[i]
+            if to == "source" and self.lengths is not None:
+                value = self.lengths.backward_value(i, value, lengths)
+            edges[i, to] = linear(value)
         for layer in self.rounds:
             states, edges = layer(states, edges)
         return states, edges, lengths
