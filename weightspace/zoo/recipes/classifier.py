@@ -128,7 +128,7 @@ def classifier_architecture(family: str, **config: Any) -> Architecture:
 
     Example:
         >>> classifier_architecture("mlp", side=8, classes=10, widths=[16])
-        Architecture(digits-mlp, 1210 scalars in 4 tensors, ef2c3c63a9b9b5d4)
+        Architecture(digits-mlp, 1210 scalars in 4 tensors, 0014efea8d6a5954)
     """
     if family not in CLASSIFIER_FAMILIES:
         raise SpecError(f"'family' must be one of {list(CLASSIFIER_FAMILIES)} (got '{family}').")
