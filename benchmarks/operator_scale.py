@@ -4,13 +4,16 @@ Rows: forward without autograd (``forward``), and forward with the gradient to t
 (``step``), with its default options and with a lean set, 1 and 2 threads. Every row is a process of its own: its peak
 is the highest resident memory of the call, less what the process held before it drew the weights that are read, so that
 these, the metanetwork and all temporaries are counted. Random weights, one network. ``seconds`` is the better of two
-calls.
+calls, CPU seconds are beside it as other work may share the cores (``load``: processes that wanted one). Rows are added
+to what the result file holds.
 
     python benchmarks/operator_scale.py [--only resnet50] [--threads 1 2]
 """
 
 import argparse
+import itertools
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -93,19 +96,21 @@ def measure(record: Path, options: str, kind: str, threads: int) -> dict[str, An
     weights = {name: 0.02 * torch.randn(1, *shape) for name, shape in layout.shapes}
     size = sum(w.numel() * w.element_size() for w in weights.values())
     net = build_metanet("operator", layout, 10, OPTIONS[options]).eval()
-    seconds = []
+    seconds, processor = [], []
     reset_peak()
     for _ in range(2):
         net.zero_grad()
-        start = time.perf_counter()
+        start, begun = time.perf_counter(), time.process_time()
         with torch.set_grad_enabled(kind == "step"):
             answer = net(weights)
             if kind == "step":
                 answer.square().mean().backward()
         seconds.append(time.perf_counter() - start)
+        processor.append(time.process_time() - begun)
     return {
         "seconds": min(seconds),
-        "first_seconds": seconds[0],
+        "cpu_seconds": min(processor),
+        "load": os.getloadavg()[0],
         "peak_bytes": peak() - before,
         "model_bytes": size,
         "weights": size // 4,
@@ -126,12 +131,11 @@ def run(*arguments: object) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def show(row: dict[str, Any]) -> None:
+def show(name: str, row: dict[str, Any]) -> None:
     """One line of the table."""
-    name = f"{row['model']}, {row['options']}, {row['kind']}, {row['threads']} thread"
     peak_mib, ratio = row["peak_bytes"] / 2**20, row["peak_bytes"] / row["model_bytes"]
     print(
-        f"{name:34}{row['weights']:13,}{row['parameters']:12,}{row['seconds']:9.1f}{row['first_seconds']:8.1f}"
+        f"{name:34}{row['weights']:13,}{row['parameters']:12,}{row['seconds']:9.1f}{row['cpu_seconds']:8.1f}{row['load']:6.1f}"
         f"{peak_mib:10.0f}{ratio:9.2f}",
         flush=True,
     )
@@ -152,27 +156,27 @@ def main() -> None:
         path, options, kind, threads = args.measure
         print(json.dumps(measure(Path(path), options, kind, int(threads))))
         return
-    rows = []
-    print(f"{'':34}{'weights':>13}{'parameters':>12}{'seconds':>9}{'first':>8}{'peak MiB':>10}{'x model':>9}")
+    record = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    rows = record.get("rows", {})
+    print(
+        f"{'':34}{'weights':>13}{'parameters':>12}{'seconds':>9}{'CPU s':>8}{'load':>6}{'peak MiB':>10}{'x model':>9}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for name in args.only:
             path = Path(folder) / f"{name}.json"
             run("--trace", path, name)
-            for options in args.options:
-                for kind in ("forward", "step"):
-                    for threads in args.threads:
-                        row = json.loads(run("--measure", path, options, kind, threads))
-                        rows.append({"model": name, "options": options, "kind": kind, "threads": threads, **row})
-                        show(rows[-1])
-    record = {
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "options": OPTIONS,
-        "rows": rows,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+            for options, kind, threads in itertools.product(args.options, ("forward", "step"), args.threads):
+                row = f"{name}, {options}, {kind}, {threads} thread"
+                rows[row] = json.loads(run("--measure", path, options, kind, threads))
+                show(row, rows[row])
+                record = {
+                    "date": date.today().isoformat(),
+                    "torch": torch.__version__,
+                    "machine": platform.machine(),
+                    "options": OPTIONS,
+                    "rows": rows,
+                }
+                RESULT.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -195,6 +195,19 @@ def permute_neurons(generator):
     return permute
 
 
+@pytest.fixture
+def permute_action():
+    """The same as an action on the weights of a layout, for :mod:`weightspace.testing`."""
+
+    def action_of(name: str, layout: BlockLayout):
+        def act(weights: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+            return _permute(layout, weights, _permutations(name, layout, generator))
+
+        return act
+
+    return action_of
+
+
 def _permutations(name: str, layout: BlockLayout, generator: torch.Generator) -> dict[str, Tensor]:
     """One neuron permutation per hidden layer, gather convention ``new = old[perm]``."""
     hidden = [([x.name], [list(range(x.size))]) for x in layout.layers if x.kind == "hidden"]

@@ -15,6 +15,9 @@ __all__ = ["BlockRoles", "Side", "collect", "odd_layers", "scatter"]
 
 Side = Literal["target", "source"]
 
+_NUMBERED = ("input", "output", "position")
+"""Kinds of fixed nodes that differ by their number; padded constants, say, are all alike."""
+
 
 @dataclass(frozen=True)
 class BlockRoles:
@@ -67,7 +70,7 @@ class BlockRoles:
                 name, side, other = _ends(block, hidden_target=inner[1])
                 if block.view is not None:
                     features[name].append((i, side))
-                if block.groups > 1 and layout.layer(other).size > 1:
+                if block.groups > 1 and layout.layer(other).size > 1 and layout.layer(other).kind in _NUMBERED:
                     positions[name].append((i, side))
         return cls(
             hidden,

@@ -1,0 +1,101 @@
+"""Streamed functions against kept ones: the same numbers and gradients, whatever the chunk and the order in memory."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weightspace.graphs.block_layout import EdgeBlock
+from weightspace.layers.message_layer import SIDES, _carry_blocks
+from weightspace.layers.operator_bank import OperatorBank
+from weightspace.layers.streamed_operator import _chunks
+
+
+def _results(bank, values, source, target, *, stream, chunk=None):
+    """Messages of all rounds in both directions and the gradients of all that enters."""
+    mean, std = torch.tensor(0.3, dtype=torch.float64), torch.tensor(1.7, dtype=torch.float64)
+    messages = []
+    for operator in bank(values, mean, std, stream=stream, chunk=chunk):
+        if stream:
+            messages += operator.carry(source, target)
+        else:
+            pairs = zip(operator, (source, target), SIDES, strict=True)
+            messages += [_carry_blocks(functions, x, to) for functions, x, to in pairs]
+    inputs = [values, source, target, *bank.parameters()]
+    loss = sum((k + 1) * m.sin().sum() for k, m in enumerate(messages))
+    return [*messages, *torch.autograd.grad(loss, inputs)]
+
+
+@settings(max_examples=30)
+@given(
+    shape=st.tuples(*(st.integers(1, 4) for _ in range(5))),
+    chunk=st.integers(1, 40),
+    turned=st.booleans(),
+    shared=st.booleans(),
+    parity=st.sampled_from(["none", "odd"]),
+    seed=st.integers(0, 2**31),
+)
+def test_streaming_changes_no_number_and_no_gradient(shape, chunk, turned, shared, parity, seed):
+    torch.manual_seed(seed)
+    batch, groups, out, inputs, positions = shape
+    block = EdgeBlock("w", "weight", "a", "b", None, groups, out, inputs, positions)
+    bank = OperatorBank(block, 2, 2, units=6, parity=parity).double()
+    values = torch.randn(shape, dtype=torch.float64)
+    if turned:  # as a weight that is stored with its axes the other way round
+        values = values.transpose(2, 3).contiguous().transpose(2, 3)
+    values.requires_grad_()
+    states = 1 if shared else batch
+    source = torch.randn(states, groups * inputs, 6, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(states, groups * out, 6, dtype=torch.float64, requires_grad=True)
+    kept = _results(bank, values, source, target, stream=False)
+    for some in (chunk, None):
+        streamed = _results(bank, values, source, target, stream=True, chunk=some)
+        for a, b in zip(streamed, kept, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "edges"), [((3, 4, 5), 7), ((3, 4, 5), 45), ((1, 9, 5), 2), ((6, 2, 2), 9), ((2, 3, 4), 99)]
+)
+def test_chunks_cover_every_row_once_and_keep_to_the_size(shape, edges):
+    seen = torch.zeros(shape)
+    for n, r in _chunks(shape, edges):
+        part = seen[n, r]
+        assert part.numel() <= max(edges, shape[2])  # at least one row
+        part += 1
+    assert (seen == 1).all()
+
+
+def test_the_gradient_of_a_streamed_block_is_exact():
+    torch.manual_seed(0)
+    block = EdgeBlock("w", "weight", "a", "b", None, 1, 3, 4, 2)
+    bank = OperatorBank(block, 2, 1, units=4).double()
+    zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+
+    def carry(values, source, target):
+        (operator,) = bank(values, zero, one, stream=True, chunk=5)
+        return operator.carry(source, target)
+
+    shapes = ((2, 1, 3, 4, 2), (2, 4, 4), (2, 3, 4))
+    inputs = tuple(torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+    assert torch.autograd.gradcheck(carry, inputs)
+
+
+def test_second_derivatives_are_refused_where_functions_are_streamed():
+    block = EdgeBlock("w", "weight", "a", "b", None, 1, 3, 4, 1)
+    values = torch.randn(1, 1, 3, 4, 1, requires_grad=True)
+    (operator,) = OperatorBank(block, 2, 1)(values, torch.tensor(0.0), torch.tensor(1.0), stream=True)
+    to_target, _ = operator.carry(torch.randn(1, 4, 4), torch.randn(1, 3, 4))
+    (gradient,) = torch.autograd.grad(to_target.square().sum(), values, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
+
+
+def test_only_large_rectangles_are_worth_streaming():
+    def bank(*shape):
+        return OperatorBank(EdgeBlock("w", "weight", "a", "b", None, *shape), 8, 3)
+
+    assert bank(1, 768, 768, 1).worth_streaming(1)
+    assert not bank(1, 32, 32, 1).worth_streaming(1)
+    assert bank(1, 32, 32, 1).worth_streaming(8)
+    assert not bank(4096, 1, 1, 9).worth_streaming(8)  # depthwise
