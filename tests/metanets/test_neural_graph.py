@@ -10,6 +10,7 @@ from torch_geometric.utils import scatter, softmax
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
+from weightspace.layers.graph_embedding import FourierFeatures
 from weightspace.layers.neural_graph import NeuralGraph
 from weightspace.layers.pna import PrincipalAggregation, PrincipalConv, SplitEdgeUpdate
 from weightspace.layers.probes import Probe
@@ -273,6 +274,14 @@ def test_counts_of_the_published_configuration():
     assert sum(p.numel() for p in transformer.parameters()) == (
         embedding + 4 * (attention + mlp + 4 * c) + 3 * edge + head
     )
+
+
+@pytest.mark.parametrize("features", [1, 3])
+def test_fourier_features_are_cosines_and_sines(features, generator):
+    fourier = FourierFeatures(features, 5, 2.0).double()
+    x = torch.randn(4, 2, features, generator=generator, dtype=torch.float64, requires_grad=True)
+    phase = x @ fourier.frequencies
+    same_with_gradients(fourier(x), torch.cat([phase.cos(), phase.sin()], dim=-1), [x])
 
 
 def test_depth_costs_a_position_only():
