@@ -8,6 +8,7 @@ from weightspace.training.loop import DivergedError, FitResult, fit
 from weightspace.training.mixed import MixedWeights
 from weightspace.training.objective import Classification, Objective, Regression
 from weightspace.training.pipeline import Pipeline, predict, seeded
+from weightspace.training.pretrained import from_pretrained, push_to_hub, save_pretrained
 from weightspace.training.schedule import ParameterAverage, learning_rate_factor
 
 __all__ = [
@@ -25,10 +26,13 @@ __all__ = [
     "ZooBatches",
     "batches_of",
     "fit",
+    "from_pretrained",
     "learning_rate_factor",
     "load_checkpoint",
     "predict",
+    "push_to_hub",
     "read_checkpoint",
+    "save_pretrained",
     "seeded",
     "write_json",
     "write_metrics",

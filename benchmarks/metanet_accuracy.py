@@ -1,0 +1,213 @@
+"""Accuracy of every metanetwork at one budget of processor time, on INRs of digits.
+
+    python benchmarks/metanet_accuracy.py --cpu-seconds 300 --out runs/metanet_accuracy            # all models, seed 0
+    python benchmarks/metanet_accuracy.py --models operator,dws --seeds 3 --plain --out runs/metanet_accuracy
+    python benchmarks/metanet_accuracy.py --zoo mnist --images t10k-images-idx3-ubyte.gz --cpu-seconds 1200
+    python benchmarks/metanet_accuracy.py --table --out runs/metanet_accuracy
+
+Seed ``s`` builds a zoo with seed ``s``, splits it by image with salt ``s`` and trains with seed ``s``. Every run is a
+folder ``OUT/<zoo>/seed<s>/<model>`` (``<model>-plain`` without augmentation) of one process with one thread; finished
+runs are not repeated, stopped ones go on. The table is made of all folders, printed, and written beside this script as
+``results/metanet_accuracy.json`` and ``.csv``. The epoch is chosen on validation; test is scored once, at the end, over
+16 sign-flipped copies where augmentation is on. Rates are those of the papers where they train in this time and twice
+or half of them where validation (seed 0) said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightspace.tasks import classify
+from weightspace.training import TrainConfig
+from weightspace.zoo import Zoo
+from weightspace.zoo.build import build
+from weightspace.zoo.recipes import DigitsInr
+
+RESULTS = Path(__file__).parent / "results"
+VIEWS = 16
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: a metanetwork with its options and learning rate."""
+
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    lr: float = 2e-3
+
+
+ENTRIES = {
+    "operator": Entry("operator", lr=3e-3),
+    "operator, sign": Entry("operator", {"symmetry": "sign"}, lr=3e-3),
+    "gmn": Entry("gmn"),
+    "dws": Entry("dws"),
+    "nfn, 4 x 64": Entry("nfn", {"width": 64, "layers": 4, "head_width": 128, "head_layers": 1}, lr=1e-3),
+    "nft": Entry("nft", lr=1e-3),
+    "unf": Entry("unf", lr=3e-3),
+    "neural_graph": Entry("neural_graph", lr=2e-3),
+    "neural_graph_transformer": Entry("neural_graph_transformer", lr=1e-3),
+    "scale_gmn": Entry("scale_gmn", lr=1e-3),
+    "scale_gmn, bidirectional": Entry("scale_gmn", {"bidirectional": True}, lr=1e-3),
+    "deep_sets": Entry("deep_sets"),
+    "weight_tokens": Entry("weight_tokens", lr=1e-3),
+    "statnn": Entry("statnn"),
+    "mlp": Entry("mlp"),
+    # the operator metanetwork without some of its parts
+    "operator, 1 linear function": Entry("operator", {"heads": 1}, lr=3e-3),
+    "operator, 4 functions": Entry("operator", {"heads": 4}, lr=3e-3),
+    "operator, 16 functions": Entry("operator", {"heads": 16}, lr=3e-3),
+    "operator, 1 layer": Entry("operator", {"layers": 1}, lr=3e-3),
+    "operator, 5 layers": Entry("operator", {"layers": 5}, lr=3e-3),
+    "operator, 64 probes": Entry("operator", {"probes": 64}, lr=3e-3),
+}
+ABLATION = [name for name in ENTRIES if name.startswith("operator, ") and name != "operator, sign"]
+
+
+def recipe(zoo: str, seed: int, images: Path | None) -> DigitsInr:
+    """The zoo of a seed: 7,188 INRs of 8x8 digits, or one INR per image of an IDX file."""
+    if zoo == "digits":
+        return DigitsInr(seed=seed)
+    return DigitsInr(seed=seed, source=str(images), grid=28, copies=1, steps=400, lr=5e-3, steps_per_call=4)
+
+
+def run(folder: Path, name: str, plain: bool, seed: int, cpu_seconds: float) -> None:
+    """One run, in a process of its own."""
+    torch.set_num_threads(1)
+    entry = ENTRIES[name]
+    config = TrainConfig(
+        epochs=100_000,
+        max_cpu_seconds=cpu_seconds,
+        lr=entry.lr,
+        seed=seed,
+        augment=() if plain else TrainConfig.augment,
+    )
+    out = folder / (f"{name}-plain" if plain else name)
+    classify(
+        Zoo.open(folder / "zoo"),
+        out,
+        model=entry.model,
+        model_config=entry.options,
+        config=config,
+        salt=str(seed),
+        views=1 if plain else VIEWS,
+        progress=False,
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    (out / "memory.json").write_text(json.dumps({"peak_bytes": peak}))
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """One row per zoo, model and budget, from the run folders."""
+    found: dict[tuple[str, str, bool, float], list[dict[str, Any]]] = {}
+    for path in sorted(out.glob("*/seed*/*/memory.json")):
+        result = json.loads((path.parent / "results.json").read_bytes())
+        config = json.loads((path.parent / "config.json").read_bytes())["train"]
+        epochs = json.loads((path.parent / "metrics.json").read_bytes())
+        result |= json.loads(path.read_bytes()) | {"to_best": epochs[result["best_epoch"] - 1]["cpu_seconds"]}
+        name, _, plain = path.parent.name.partition("-plain")
+        key = (path.parts[-4], name, not plain and bool(config["augment"]), config["max_cpu_seconds"])
+        found.setdefault(key, []).append(result)
+    table = []
+    for (zoo, name, augmented, budget), runs in found.items():
+        test = [r["test"]["accuracy"] for r in runs]
+        row = {
+            "zoo": zoo,
+            "model": name,
+            "augmented": augmented,
+            "budget_cpu_seconds": budget,
+            "reads": "evaluates the network" if runs[0]["evaluates_network"] else "weights only",
+            "seeds": len(runs),
+            "parameters": runs[0]["parameters"],
+            "test_accuracy": statistics.mean(test),
+            "test_spread": statistics.stdev(test) if len(test) > 1 else None,
+            "vote_accuracy": statistics.mean(r["test"]["vote_accuracy"] for r in runs),
+            "val_accuracy": statistics.mean(r["val"]["accuracy"] for r in runs),
+            "epochs": statistics.mean(r["epochs"] for r in runs),
+            "cpu_seconds_to_best": statistics.mean(r["to_best"] for r in runs),
+            "peak_mib": statistics.mean(r["peak_bytes"] for r in runs) / 2**20,
+        }
+        table.append(row)
+    return sorted(table, key=lambda r: (r["zoo"], not r["augmented"], -r["test_accuracy"]))
+
+
+def show(table: list[dict[str, Any]]) -> None:
+    """Print the table as markdown."""
+    print("\n| zoo | model | augmented | parameters | seeds | per INR % | +- | vote % | epochs | CPU s to best | MiB |")
+    print("|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for r in table:
+        spread = "" if r["test_spread"] is None else f"{100 * r['test_spread']:.1f}"
+        cells = [r["zoo"], r["model"], "yes" if r["augmented"] else "no", f"{r['parameters']:,}", r["seeds"]]
+        cells += [f"{100 * r['test_accuracy']:.1f}", spread, f"{100 * r['vote_accuracy']:.1f}", f"{r['epochs']:.0f}"]
+        cells += [f"{r['cpu_seconds_to_best']:.0f}", f"{r['peak_mib']:.0f}"]
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+def write(table: list[dict[str, Any]]) -> None:
+    """Write the table beside this script."""
+    RESULTS.mkdir(exist_ok=True)
+    machine = {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine()}
+    content = {"machine": machine, "threads_per_process": 1, "rows": table}
+    (RESULTS / "metanet_accuracy.json").write_text(json.dumps(content, indent=1) + "\n")
+    with (RESULTS / "metanet_accuracy.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def main() -> None:
+    """Train what is missing, then make the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", default="digits", choices=["digits", "mnist"])
+    parser.add_argument("--images", type=Path, help="IDX file of images beside its labels, for --zoo mnist")
+    parser.add_argument("--models", help=f"names with ';' between; default all but {ABLATION}")
+    parser.add_argument("--ablation", action="store_true", help="the variants of the operator metanetwork instead")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--plain", action="store_true", help="without augmentation")
+    parser.add_argument("--cpu-seconds", type=float, default=300, help="budget of one run")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/metanet_accuracy"))
+    parser.add_argument("--table", action="store_true", help="only make the table from the folders")
+    args = parser.parse_args()
+    if args.zoo == "mnist" and not args.images and not args.table:
+        parser.error("--zoo mnist needs --images")
+    names = (
+        args.models.split(";")
+        if args.models
+        else ABLATION
+        if args.ablation
+        else [name for name in ENTRIES if name not in ABLATION]
+    )
+    if unknown := sorted(set(names) - set(ENTRIES)):
+        parser.error(f"unknown models {unknown}; there are {list(ENTRIES)}")
+    if not args.table:
+        context = multiprocessing.get_context("spawn")
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
+            folder = args.out / args.zoo / f"seed{seed}"
+            build(recipe(args.zoo, seed, args.images), folder / "zoo", title=f"{args.zoo} INRs", workers=args.processes)
+            with ProcessPoolExecutor(args.processes, mp_context=context, max_tasks_per_child=1) as pool:
+                running = {name: pool.submit(run, folder, name, args.plain, seed, args.cpu_seconds) for name in names}
+                for name, job in running.items():
+                    error = job.exception()
+                    print(f"{args.zoo} seed {seed} {name}: {'done' if error is None else error}", flush=True)
+    table = rows(args.out)
+    if not table:
+        parser.error(f"'{args.out}' holds no finished run. Leave out --table to make them.")
+    write(table)
+    show(table)
+
+
+if __name__ == "__main__":
+    main()
