@@ -12,11 +12,14 @@ from weightspace.layers.invariant_pool import InvariantPool
 from weightspace.layers.message_layer import MessageLayer
 from weightspace.layers.neural_graph import NeuralGraph
 from weightspace.layers.node_embedding import NodeEmbedding
+from weightspace.layers.operator_bank import OperatorBank
 from weightspace.layers.pna import PrincipalAggregation, PrincipalConv, SplitEdgeUpdate
 from weightspace.layers.probes import Probe, ProbeFeatures
 from weightspace.layers.readout import InvariantReadout
 from weightspace.layers.relational_attention import RelationalAttention, RelationalEdgeUpdate
 from weightspace.layers.standardise import Standardise
+from weightspace.layers.streamed_operator import StreamedOperator
+from weightspace.layers.weight_edits import EdgeEdit, NodeEdit
 
 __all__ = [
     "InvariantPool",
@@ -25,6 +28,7 @@ __all__ = [
     "FeatureEncoding",
     "EquivariantLinear",
     "BlockRoles",
+    "EdgeEdit",
     "EdgeEmbedding",
     "EdgeFunctions",
     "EdgeUpdate",
@@ -32,7 +36,9 @@ __all__ = [
     "GraphEmbedding",
     "GraphReadout",
     "InvariantReadout",
+    "NodeEdit",
     "NodeEmbedding",
+    "OperatorBank",
     "MessageLayer",
     "NeuralGraph",
     "PrincipalAggregation",
@@ -43,4 +49,5 @@ __all__ = [
     "RelationalEdgeUpdate",
     "SplitEdgeUpdate",
     "Standardise",
+    "StreamedOperator",
 ]
