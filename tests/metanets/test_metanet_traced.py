@@ -41,7 +41,9 @@ def traced(request):
     return trace(module, torch.zeros(2, 2, 6, 6) if request.param is ResidualCnn else torch.zeros(2, 1, 6, 6))
 
 
-@pytest.mark.parametrize("name", ["operator", "gmn", "scale_gmn", "nft", "neural_graph", "neural_graph_transformer", "deep_sets", "statnn"])
+@pytest.mark.parametrize(
+    "name", ["operator", "gmn", "scale_gmn", "nft", "neural_graph", "neural_graph_transformer", "deep_sets", "statnn"]
+)
 def test_answers_are_invariant_under_the_traced_symmetries(name, traced, build, random_weights, generator):
     layout, space = traced.layout(), traced.weight_space()
     weights = random_weights(layout)
