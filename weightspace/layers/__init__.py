@@ -17,11 +17,26 @@ from weightspace.layers.pna import PrincipalAggregation, PrincipalConv, SplitEdg
 from weightspace.layers.probes import Probe, ProbeFeatures
 from weightspace.layers.readout import InvariantReadout
 from weightspace.layers.relational_attention import RelationalAttention, RelationalEdgeUpdate
+from weightspace.layers.relations import RelationTypes
+from weightspace.layers.shared_banks import Bank, SharedFunctions, TypedLinear
+from weightspace.layers.shared_messages import SharedEdgeUpdate, SharedMessages
+from weightspace.layers.shared_plan import SharedPlan
+from weightspace.layers.shared_readout import SharedReadout
+from weightspace.layers.shared_standardise import SharedStandardise
 from weightspace.layers.standardise import Standardise
 from weightspace.layers.streamed_operator import StreamedOperator
 from weightspace.layers.weight_edits import EdgeEdit, NodeEdit
 
 __all__ = [
+    "Bank",
+    "RelationTypes",
+    "SharedEdgeUpdate",
+    "SharedFunctions",
+    "SharedMessages",
+    "SharedPlan",
+    "SharedReadout",
+    "SharedStandardise",
+    "TypedLinear",
     "InvariantPool",
     "FeatureMap",
     "FeatureSpace",

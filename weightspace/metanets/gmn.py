@@ -75,7 +75,8 @@ class _EdgeRound(nn.Module):
         super().__init__()
         self.blocks = blocks
         self.ends = [(layout.blocks[i].source, layout.blocks[i].target) for i in blocks]
-        self.names = list(dict.fromkeys(name for ends in self.ends for name in ends))
+        touched = {name for ends in self.ends for name in ends}
+        self.names = [layer.name for layer in layout.layers if layer.name in touched]
         self.norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in self.names)
         dit = config.residual == "dit"
         self.updates = nn.ModuleList(
