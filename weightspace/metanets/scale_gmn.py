@@ -69,8 +69,7 @@ class ScaleGMN(Metanet):
 
     Ours differ from the paper in these points. Against the direction of an edge the paper asks for :math:`1 / w` (the
     public code takes :math:`w`, which is equivariant to signs only); we take :math:`w s_j^2 / s_i^2` with the lengths
-    of :class:`~weightspace.layers.scale_values.NeuronLengths`: exact too, and bounded. A network of biases of zero
-    still has states one round per layer later. Node updates have a residual; sums are divided by the root of their
+    of :class:`~weightspace.layers.scale_values.NeuronLengths`: exact too, and bounded. Node updates have a residual; sums are divided by the root of their
     length; the functions of edges have no layer norm; the mean over the neurons of a layer, not the sum over all,
     is read out, with the outputs one by one.
 
@@ -89,7 +88,7 @@ class ScaleGMN(Metanet):
 
     Notes:
         Sine neurons may also be shifted by half periods, which changes the answer; wrap them first
-        (:class:`weightspace.zoo.PhaseWrap`). Behind a norm only permutations are honoured. About ``14 C ** 2``
+        (:class:`weightspace.zoo.PhaseWrap`). Behind a norm only permutations are honoured. About ``12 C ** 2``
         floating-point operations per edge, direction and round. Without biases, neurons in layer m have a state of
         zero until round m.
 
