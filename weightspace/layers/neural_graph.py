@@ -53,7 +53,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class NeuralGraph:
-    """Nodes and directed edges of a layout, after Kofinas et al. 2024, section 3.1.
+    """Nodes and directed edges of a layout, after Kofinas et al. 2024.
 
     Neurons are nodes. Parameters that come from a node of their own (biases, norm parameters) are features of the
     neuron they reach, as the bias is in the paper; all other blocks are edges, with parallel edges (kernel positions)

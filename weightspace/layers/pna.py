@@ -15,7 +15,7 @@ from weightspace.layers.node_reduce import NodeReduce
 __all__ = ["PrincipalAggregation", "PrincipalConv", "SplitEdgeUpdate", "keep_moment_"]
 
 _VARIANCE_FLOOR = 1e-5
-"""Corso et al. 2020, section 2.1: keeps the derivative of the deviation finite."""
+"""Corso et al. 2020: keeps the derivative of the deviation finite."""
 _SILU_MOMENT = 0.3557
 """Second moment of silu of a standard normal number, by quadrature."""
 
@@ -58,7 +58,7 @@ class _Statistics(torch.autograd.Function):
 class PrincipalAggregation(nn.Module):
     r"""Mean, minimum, maximum and deviation over the edges of each node, each also scaled by its degree.
 
-    Corso et al. 2020 (Principal Neighbourhood Aggregation), equations 2 to 8 with the scalers identity and
+    Corso et al. 2020 (Principal Neighbourhood Aggregation) with the scalers identity and
     amplification, :math:`\log(d + 1) / \delta`. :math:`\delta` is the mean of :math:`\log(d + 1)` over the nodes of the
     architecture. The deviation is :math:`\sqrt{\mathrm{relu}(E[m^2] - E[m]^2) + 10^{-5}}`. Edges of several blocks
     that reach one node are one set: moments and extrema are combined, not averages of averages.
@@ -105,7 +105,7 @@ class PrincipalConv(nn.Module):
         m_{ij} &= (W_s e_{ij} + b_s) \odot (A x_i + B x_j + c) + W_h e_{ij} + b_h \\
         x_i' &= U [x_i, \mathrm{PNA}_j(m_{ij})] + u
 
-    Kofinas et al. 2024, section 3.2 (edge modulation of PNA messages), with ``[x_i, x_j]`` mapped once per node. The
+    Kofinas et al. 2024 (edge modulation of PNA messages), with ``[x_i, x_j]`` mapped once per node. The
     two linear maps that follow each other after the aggregation in PyG's ``PNAConv`` are one here. The scale starts at
     1 plus a small function of the edge.
 
@@ -148,8 +148,8 @@ class SplitEdgeUpdate(nn.Module):
 
     .. math:: e_{ij}' = W_2\, \mathrm{silu}(W_e e_{ij} + W_r x_i + W_s x_j + b) + c
 
-    Kofinas et al. 2024, equation 5; without residual, as in the public code. The first map is split, so that nodes are
-    mapped once each.
+    Kofinas et al. 2024 (edge update); without residual, as in the public code. The first map is split, so that
+    nodes are mapped once each.
 
     Args:
         graph: Nodes and relations.

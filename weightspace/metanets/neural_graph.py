@@ -54,8 +54,8 @@ class NeuralGraphNetConfig:
 class NeuralGraphNet(NeuralGraphMetanet):
     """NG-GNN: message passing over the graph of neurons with states on nodes and edges.
 
-    Kofinas et al. 2024 (Graph Neural Networks for Learning Equivariant Representations of Neural Networks), sections 3
-    and appendix C. A round is a PNA convolution with edge modulation (:class:`~weightspace.layers.PrincipalConv`),
+    Kofinas et al. 2024 (Graph Neural Networks for Learning Equivariant Representations of Neural Networks).
+    A round is a PNA convolution with edge modulation (:class:`~weightspace.layers.PrincipalConv`),
     layer norm, SiLU, dropout and an edge update (:class:`~weightspace.layers.SplitEdgeUpdate`); all blocks and layers
     of a network share the parameters of a round, so that the number of parameters does not grow with its depth.
 

@@ -80,8 +80,8 @@ class _Layer(nn.Module):
 class NeuralGraphTransformer(NeuralGraphMetanet):
     """NG-T: a relational transformer over the graph of neurons with states on nodes and edges.
 
-    Kofinas et al. 2024 (Graph Neural Networks for Learning Equivariant Representations of Neural Networks), section
-    3.3 and appendix C: :class:`~weightspace.layers.RelationalAttention`, then an MLP, then an update of the edges
+    Kofinas et al. 2024 (Graph Neural Networks for Learning Equivariant Representations of Neural Networks):
+    :class:`~weightspace.layers.RelationalAttention`, then an MLP, then an update of the edges
     (:class:`~weightspace.layers.RelationalEdgeUpdate`), with layer norms behind the residuals.
 
     Differences from the public code: nodes attend along edges, in both directions, unless ``dense`` is set (the paper
