@@ -59,9 +59,9 @@ class _SetLayer(nn.Module):
 class DeepSets(Metanet):
     """The same small network on every parameter, told which tensor it is in, with tensor means as context.
 
-    Zaheer et al. 2017 (Deep Sets), the equivariant layer in the form with a pooled context, one set per tensor. Invariant
-    (edits: equivariant) under every permutation inside a tensor, so under many more than the neuron permutations: what reading
-    weights without their neurons costs.
+    Zaheer et al. 2017 (Deep Sets), the equivariant layer in the form with a pooled context, one set per tensor.
+    Invariant (edits: equivariant) under every permutation inside a tensor, so under many more than the neuron
+    permutations: what reading weights without their neurons costs.
 
     Args:
         layout: Architecture of the networks that are read.

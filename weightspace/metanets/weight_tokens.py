@@ -62,7 +62,7 @@ class _TransformerLayer(nn.Module):
 class WeightTokens(Metanet):
     """Transformer on weight tokens. **Not** invariant: every token has a position of its own.
 
-    After the tokens of Schürholt et al. 2024 (SANE), section 3: each row of a tensor, the parameters into one neuron,
+    After the tokens of Schürholt et al. 2024 (SANE): each row of a tensor, the parameters into one neuron,
     is cut into chunks, the last one filled up with zeros; tokens are mapped linearly, get a learned position and are
     averaged after the transformer. Biases and norm parameters have one number per neuron, so they are one row per
     tensor here.
