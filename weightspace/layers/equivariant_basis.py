@@ -14,7 +14,7 @@ signature, the product of its reductions and its patterns, and all of them are o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -62,14 +62,14 @@ def reductions(space: FeatureSpace) -> list[Reduction]:
         for i, m in enumerate(space.maps)
         for partition in _partitions(m)
         for kept in _kept(m, partition)
-        for order, signature in _orders(m, partition, kept)
+        for order, signature in _orders(m, partition, kept, space.rank)
     ]
 
 
 def patterns(space: FeatureSpace) -> list[Pattern]:
     """All patterns of all feature maps; same-group indices in one order, as reductions have them in every one."""
     return [
-        Pattern(i, partition, *_orders(m, partition, kept)[0])
+        Pattern(i, partition, *_orders(m, partition, kept, space.rank)[0])
         for i, m in enumerate(space.maps)
         for partition in _partitions(m)
         for kept in _kept(m, partition)
@@ -123,7 +123,9 @@ def _kept(m: FeatureMap, partition: Partition) -> Iterator[tuple[int, ...]]:
             yield kept
 
 
-def _orders(m: FeatureMap, partition: Partition, kept: Sequence[int]) -> list[tuple[tuple[int, ...], Signature]]:
+def _orders(
+    m: FeatureMap, partition: Partition, kept: Sequence[int], rank: Mapping[str, int]
+) -> list[tuple[tuple[int, ...], Signature]]:
     """Orders of the kept parts that give the smallest signature, parents first."""
     parents = _parents(m, partition)
     found: dict[Signature, list[tuple[int, ...]]] = {}
@@ -132,5 +134,5 @@ def _orders(m: FeatureMap, partition: Partition, kept: Sequence[int]) -> list[tu
         if all(parents[k] < 0 or place[parents[k]] < place[k] for k in order):
             signature = tuple((m.groups[partition[k][0]], place.get(parents[k], -1)) for k in order)
             found.setdefault(signature, []).append(order)
-    smallest = min(found)
+    smallest = min(found, key=lambda signature: [(rank[group], parent) for group, parent in signature])
     return [(order, smallest) for order in found[smallest]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -259,6 +259,30 @@ def _diagonal(x: Tensor, partition: Partition) -> Tensor:
     return x.permute(0, *(1 + left.index(part[0]) for part in partition), x.ndim - 1)
 
 
+class _Maximum(torch.autograd.Function):
+    """``x.amax(axis)``, whose gradient goes to every entry that reaches the maximum.
+
+    Twice as fast backward as torch's, which divides by the number of such entries: of real weights there is one.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, axis: int) -> Tensor:
+        return x.amax(axis)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+        ctx.axis = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        x, largest = ctx.saved_tensors
+        reached = torch.sub(x.detach(), largest.detach().unsqueeze(ctx.axis)).eq_(0)  # a number: no copy from bool
+        return reached * grad_outputs[0].unsqueeze(ctx.axis), None
+
+
 def pooled_diagonal(x: Tensor, partition: Partition, pool: Pool) -> Tensor:
     """Everything on the diagonals of a partition pooled, ``(B, *axes, C) -> (B, C)``."""
     x = _diagonal(x, partition)
@@ -269,7 +293,7 @@ def pooled_diagonal(x: Tensor, partition: Partition, pool: Pool) -> Tensor:
 
 def _pool(x: Tensor, axis: int, pool: Pool) -> Tensor:
     if pool == "max":
-        return x.amax(axis)
+        return _Maximum.apply(x, axis)
     # The division after the sum: autograd would divide an expanded gradient of the size of x otherwise.
     return x.sum(axis) / x.shape[axis] if pool == "mean" else x.sum(axis)
 

@@ -46,10 +46,14 @@ class FeatureSpace:
 
     Attributes:
         maps: One feature map per block, in the order of the blocks.
+        rank: A number for every group, smaller for those that come later: weights have their outputs first, so that
+            axes sorted by it mostly stand in the order they have anyway.
     """
 
     def __init__(self, space: WeightSpace) -> None:
         self.maps = tuple(_feature_map(space, b.name, b.axes, b.view.shape) for b in space.blocks)
+        groups = dict.fromkeys(group for m in self.maps for group in m.groups)
+        self.rank = {group: -n for n, group in enumerate(groups)}
 
     def read(
         self,

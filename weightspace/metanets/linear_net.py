@@ -69,12 +69,16 @@ class _BatchNorm(nn.BatchNorm1d):
     """Statistics per channel over networks and set axes; of a single value there are none, so the running ones."""
 
     def forward(self, input: Tensor) -> Tensor:
-        rows = input.reshape(-1, input.shape[-1])
-        if len(rows) == 1:
-            rows = F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        else:
-            rows = super().forward(rows)
-        return rows.view_as(input)
+        if len(input) > 1:
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def _activate(norm: nn.Module, x: Tensor) -> Tensor:
+    """Norm over the last axis and ReLU, in the memory of the norm where there is one."""
+    if isinstance(norm, nn.Identity):
+        return F.relu(x)
+    return F.relu_(norm(x.reshape(-1, x.shape[-1]))).view_as(x)
 
 
 class LinearNet(Metanet):
@@ -167,7 +171,7 @@ class LinearNet(Metanet):
     def _activate(self, features: list[Tensor], layer: int) -> list[Tensor]:
         norms = self.norms[layer]
         assert isinstance(norms, nn.ModuleList)
-        return [F.relu(norm(x)) for norm, x in zip(norms, features, strict=True)]
+        return [_activate(norm, x) for norm, x in zip(norms, features, strict=True)]
 
     def _hidden(self, standard: Mapping[int, Tensor]) -> list[Tensor]:
         """Features behind the last nonlinearity."""
