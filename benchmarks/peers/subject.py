@@ -1,0 +1,66 @@
+"""Something that reads a batch of networks and can be timed."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["TorchSubject", "put_on_path", "stub"]
+
+
+class TorchSubject:
+    """A PyTorch model, and how a batch of state dicts is brought into its form.
+
+    Args:
+        model: Put in evaluation mode: no dropout; batch norms use their running statistics.
+        prepare: From a batch of state dicts to a function that returns what the model takes. The first is not timed,
+            the second is: it copies where the model writes into its input.
+    """
+
+    def __init__(self, model: nn.Module, prepare: Callable[[dict[str, Tensor]], Callable[[], Any]]) -> None:
+        self.model, self.prepare = model.eval(), prepare
+        self.parameters = sum(p.numel() for p in model.parameters())
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Take this batch from now on."""
+        self.inputs = self.prepare(weights)
+
+    def forward(self) -> None:
+        """Answers, no gradient."""
+        with torch.no_grad():
+            self.model(self.inputs())
+
+    def step(self) -> None:
+        """Answers and the gradient of all parameters."""
+        self.model.zero_grad()
+        self.model(self.inputs()).square().mean().backward()
+
+
+def layers_of(weights: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights ``(B, out, in, ...)`` and biases ``(B, out)`` of all layers, input first."""
+    tensors = list(weights.values())
+    return tensors[::2], tensors[1::2]
+
+
+def put_on_path(*folders: Path) -> None:
+    """Make the packages of these folders importable, before all others."""
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing:
+        raise FileNotFoundError(f"No {', '.join(missing)}: put the public code there, or leave '--peers' away.")
+    sys.path[:0] = [str(folder) for folder in folders]
+
+
+def stub(*names: str) -> None:
+    """Let packages that are imported but not needed be anything."""
+    for name in names:
+        module = types.ModuleType(name)
+        module.__getattr__ = lambda _name: MagicMock()  # type: ignore[method-assign]
+        module.__path__ = []
+        sys.modules[name] = module

@@ -1,0 +1,71 @@
+"""One model in a process of its own: builds it, then runs it once per line of standard input and says what it took.
+
+python -m benchmarks.peers.worker '{"case": "A", "maker": "ours", "options": {"name": "mlp"}, ...}'
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.peers.case import CASES, weights_of
+
+MIB = 1 << 20
+
+
+def resident() -> int:
+    """Bytes this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def forget_peak() -> None:
+    """Let the kernel's record of the largest resident set start again."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """Largest resident set since then, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) << 10
+
+
+def timed(action: Callable[[], None]) -> dict[str, float]:
+    """CPU and wall seconds of one call, and by how much it raised the resident set at most, in MiB."""
+    forget_peak()
+    before = resident()
+    wall, cpu = time.perf_counter(), time.process_time()
+    action()
+    taken = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+    return taken | {"mib": (peak() - before) / MIB}
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what the model prints is no reply
+    row = json.loads(sys.argv[1])
+    torch.set_num_threads(row["threads"])
+    torch.manual_seed(0)
+    folder = row["peers"] and Path(row["peers"])
+    if folder:  # packages the public code needs beside those installed here
+        sys.path += [str(path) for path in folder.glob("venv/lib/python*/site-packages")]
+    case = CASES[row["case"]]
+    subject = importlib.import_module(f"benchmarks.peers.{row['maker']}").build(case, row["options"], folder)
+    subject.load(weights_of(case, 2))
+    subject.forward()
+    subject.step()
+    subject.load(weights_of(case, row["networks"]))
+    replies.write(json.dumps({"parameters": subject.parameters}) + "\n")
+    for line in sys.stdin:
+        replies.write(json.dumps(timed(getattr(subject, line.strip()))) + "\n")
+
+
+if __name__ == "__main__":
+    main()
