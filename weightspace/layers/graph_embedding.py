@@ -65,7 +65,7 @@ def _table_rows(graph: NeuralGraph) -> Tensor:
 class GraphEmbedding(nn.Module):
     """First states of all nodes and edges.
 
-    Kofinas et al. 2024, section 3.1 and appendix C: parameters enter by random Fourier features and a linear map;
+    Kofinas et al. 2024: parameters enter by random Fourier features and a linear map;
     nodes get a learned position (one per input, output or position node, one per layer of hidden nodes) and, where
     hidden layers differ in their activation, an embedding of it. Ours: the linear maps that follow each other are one;
     edges against the forward pass read the same Fourier features by a linear map of their own (the paper's features

@@ -22,7 +22,7 @@ Readout = Literal["outputs", "mean", "max"]
 class GraphReadout(nn.Module):
     """Vector per network from the node states: the output nodes side by side, or all nodes pooled.
 
-    Kofinas et al. 2024, appendix C. Output neurons have an order, so that their states side by side are invariant.
+    Kofinas et al. 2024. Output neurons have an order, so that their states side by side are invariant.
 
     Args:
         graph: Nodes.
@@ -61,7 +61,7 @@ class GraphReadout(nn.Module):
 class GraphEdits(nn.Module):
     """Change of every parameter from the state of the edge or node that carries it.
 
-    Kofinas et al. 2024, section 4.2: one hidden layer on edges and on nodes. An edge with a reversed one reads the
+    Kofinas et al. 2024 (editing of INRs): one hidden layer on edges and on nodes. An edge with a reversed one reads the
     states of both. Edges of one kind share their parameters, nodes with features of the same roles too.
 
     Args:

@@ -23,7 +23,7 @@ class RelationalAttention(nn.Module):
         \alpha_{ij} = \mathrm{softmax}_j(s_{ij}) \\
         a_i &= \textstyle\sum_j \alpha_{ij} \bigl( v_j \odot (M e_{ij} + m) + V e_{ij} \bigr)
 
-    per head; Kofinas et al. 2024, section 3.3, after the relational transformer of Diao and Loynd 2023, with values
+    per head; Kofinas et al. 2024, after the relational transformer of Diao and Loynd 2023, with values
     modulated by the edge and the scale of the public code (``A`` is the width of all heads together). The softmax of a
     node runs over its edges in all blocks: maxima and sums of exponentials of the blocks are combined. The last term
     is linear in the edge, so the edges are averaged first and mapped once per node and head. Modulation starts at 1.
@@ -103,7 +103,7 @@ class RelationalEdgeUpdate(nn.Module):
         e_{ij} &\leftarrow \mathrm{LN}(e_{ij} + W_2 \mathrm{silu}(W_1 [e_{ij}, e_{ji}, x_i, x_j])) \\
         e_{ij} &\leftarrow \mathrm{LN}(e_{ij} + \mathrm{MLP}(e_{ij}))
 
-    Kofinas et al. 2024, section 3.3; Diao and Loynd 2023, equation 12. The first map is split, so that nodes are
+    Kofinas et al. 2024, after Diao and Loynd 2023. The first map is split, so that nodes are
     mapped once each.
 
     Args:
