@@ -24,7 +24,7 @@ def train(
     *,
     out: Path,
     model: str = "operator",
-    model_config: dict[str, int | float | str] | None = None,
+    model_config: dict[str, int | float | bool | str] | None = None,
     options: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 (frozen)
     salt: str = DEFAULT_SALT,
     device: str = "cpu",
@@ -36,7 +36,8 @@ def train(
     Args:
         zoo: Folder of the zoo.
         out: Folder of the run: config, metrics, checkpoint, predictions, figures and index.html.
-        model: operator, gmn, mlp or statnn.
+        model: operator, gmn, dws, nfn, nft, unf, neural_graph, neural_graph_transformer, scale_gmn, deep_sets,
+            weight_tokens, mlp or statnn.
         model_config: Options of the metanetwork, one at a time: --model-config.width 32.
         options: How to train.
         salt: Decides which items are in the splits train, val and test.
