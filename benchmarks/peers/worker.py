@@ -5,6 +5,7 @@ python -m benchmarks.peers.worker '{"case": "A", "maker": "ours", "options": {"n
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -62,6 +63,7 @@ def main() -> None:
     subject.forward()
     subject.step()
     subject.load(weights_of(case, row["networks"]))
+    ctypes.CDLL(None).malloc_trim(0)  # free memory of the set-up would hide what the first call takes
     replies.write(json.dumps({"parameters": subject.parameters}) + "\n")
     for line in sys.stdin:
         replies.write(json.dumps(timed(getattr(subject, line.strip()))) + "\n")
