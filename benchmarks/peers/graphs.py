@@ -33,5 +33,6 @@ def graph_batch(case: Case, weights: dict[str, Tensor], inputs: float, **more: A
     ends = torch.tensor(case.widths).cumsum(0).tolist()
     nodes = [torch.arange(end - width, end) for end, width in zip(ends, case.widths, strict=True)]
     index = torch.cat([torch.cartesian_prod(a, b).T for a, b in pairwise(nodes)], dim=1)
-    graphs = [Data(x=x[i], edge_index=index, edge_attr=values[i], **more) for i in range(len(values))]
-    return Batch.from_data_list(graphs)
+    return Batch.from_data_list(
+        [Data(x=x[i], edge_index=index, edge_attr=values[i], **more) for i in range(len(values))]
+    )

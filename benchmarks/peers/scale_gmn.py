@@ -39,7 +39,7 @@ def build(case: Case, options: dict[str, Any], folder: Path) -> TorchSubject:
     hidden = torch.tensor([False] * inputs + [True] * sum(case.widths[1:-1]) + [False] * outputs).unsqueeze(-1)
 
     def prepare(weights):
-        batch = graph_batch(case, weights, 1.0 if case.name == "A" else 0.0, mask_hidden=hidden, **types)
+        batch: Any = graph_batch(case, weights, 1.0 if case.name == "A" else 0.0, mask_hidden=hidden, **types)
         if config["direction"] == "bidirectional":
             batch.bw_edge_index = batch.edge_index.flip(0)
         return batch.clone
