@@ -2,7 +2,7 @@
 
 The repository holds the layers; the network around them is the one its paper describes: layers with ReLU, the mean of
 every tensor, a linear head. Inputs, outputs and kernel positions are permutable groups too, as in its example; the nine
-positions are one axis, which all convolutions share: two axes cost it twenty times as much. The time to compile is not counted.
+positions are one axis, which all convolutions share (two axes cost it more). The time to compile is not counted.
 """
 
 from __future__ import annotations
