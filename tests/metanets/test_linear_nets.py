@@ -25,7 +25,7 @@ VARIANTS = [
     ("nfn", {}),
     ("nfn", {"ends": "channels", "frequencies": 3}),
     ("unf", {"norm": "layer"}),
-    ("unf", {"pool": "sum"}),
+    ("unf", {"pool": "sum", "positions": "sets"}),
 ]
 
 
@@ -128,6 +128,16 @@ def test_wide_inputs_are_mapped_to_a_short_axis() -> None:
     assert_invariant(short, weights_of(space), permutation_action(space))
 
 
+def test_kernel_positions_as_sets_are_told_apart_by_few_parameters() -> None:
+    space = SPACES["convolutional"]()
+    channels, sets = make("unf", space), make("unf", space, positions="sets")
+    assert sum(p.numel() for p in sets.parameters()) < 0.5 * sum(p.numel() for p in channels.parameters())
+    weights = weights_of(space)
+    kernel = space.parameters[0].name
+    turned = {**weights, kernel: weights[kernel].flip(-1)}
+    assert (sets(turned) - sets(weights)).abs().max() > 1e-3
+
+
 def test_bad_arguments_are_refused() -> None:
     space = mlp(2, 3, 1)
     with pytest.raises(SpecError, match="DWSNet is built from a WeightSpace .*Pass the trace"):
@@ -140,6 +150,8 @@ def test_bad_arguments_are_refused() -> None:
         make("unf", space, None).embed(weights_of(space))
     with pytest.raises(SpecError, match="'ends' must be one of"):
         build_metanet("nfn", space, 2, {"ends": "open"})
+    with pytest.raises(SpecError, match="'positions' must be one of .*got 'axes'"):
+        build_metanet("nfn", space, 2, {"positions": "axes"})
     with pytest.raises(SpecError, match="'norm' must be one of"):
         build_metanet("nfn", space, 2, {"norm": "group"})
     with pytest.raises(SpecError, match="'layers' must be at least 1"):

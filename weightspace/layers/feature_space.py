@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from weightspace.graphs import WeightSpace
+from weightspace.graphs import Block, WeightSpace
+from weightspace.graphs.labels.axis_blocks import FIXED
 from weightspace.graphs.labels.label_graph import LabelGraph
 
-__all__ = ["FeatureMap", "FeatureSpace", "end_groups", "freed"]
+__all__ = ["Axes", "FeatureMap", "FeatureSpace", "end_groups", "freed"]
+
+Axes = Literal["channels", "sets"]
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,21 @@ class FeatureSpace:
 
     Args:
         space: The weight space.
+        positions: ``"channels"``: kernel positions are channels; ``"sets"``: they are set axes, as if they could be
+            permuted, one group for all kernels of one length. (A layer that commutes with that too has fewer
+            coefficients by the square of the number of positions; features must tell positions apart.)
 
     Attributes:
         maps: One feature map per block, in the order of the blocks.
+        position_groups: Groups of kernel positions that are set axes.
         rank: A number for every group, smaller for those that come later: weights have their outputs first, so that
             axes sorted by it mostly stand in the order they have anyway.
     """
 
-    def __init__(self, space: WeightSpace) -> None:
-        self.maps = tuple(_feature_map(space, b.name, b.axes, b.view.shape) for b in space.blocks)
+    def __init__(self, space: WeightSpace, positions: Axes = "channels") -> None:
+        kernels = [_kernel_axes(b) if positions == "sets" else {} for b in space.blocks]
+        self.position_groups = frozenset(group for axes in kernels for group in axes.values())
+        self.maps = tuple(_feature_map(space, b, axes) for b, axes in zip(space.blocks, kernels, strict=True))
         groups = dict.fromkeys(group for m in self.maps for group in m.groups)
         self.rank = {group: -n for n, group in enumerate(groups)}
 
@@ -82,21 +92,33 @@ class FeatureSpace:
         return len(self.maps)
 
 
-def _feature_map(space: WeightSpace, name: str, axes: Sequence[str], shape: Sequence[int]) -> FeatureMap:
+def _kernel_axes(block: Block) -> dict[int, str]:
+    """Axes of kernel positions, which are behind outputs and inputs, with a group for each place and length."""
+    whole, shape = block.view.parameter_shape[2:], block.view.shape
+    start = len(shape) - len(whole)
+    if start < 1 or shape[start:] != whole or set(block.axes[start:]) - {FIXED}:
+        return {}
+    return {start + k: f"position {k} of {size}" for k, size in enumerate(whole) if size > 1}
+
+
+def _feature_map(space: WeightSpace, block: Block, positions: Mapping[int, str]) -> FeatureMap:
     """A group is a set axis where it is permutable and all it is nested in stands before it on the block."""
+    axes, shape = [positions.get(k, axis) for k, axis in enumerate(block.axes)], block.view.shape
     place: dict[int, int] = {}  # axis of the block -> number of the set axis
     latest: dict[str, int] = {}  # group -> number of its last set axis
     parents = []
     for k, axis in enumerate(axes):
         group = space.groups.get(axis)
-        if group is None or group.kind != "permutable" or (group.parent is not None and group.parent not in latest):
+        parent = None if group is None else group.parent
+        is_neuron = group is not None and group.kind == "permutable" and (parent is None or parent in latest)
+        if not is_neuron and k not in positions:
             continue
-        parents.append(-1 if group.parent is None else latest[group.parent])
+        parents.append(-1 if parent is None else latest[parent])
         place[k] = latest[axis] = len(place)
     rest = [k for k in range(len(axes)) if k not in place]
     free_sizes = tuple(shape[k] for k in rest)
     return FeatureMap(
-        name,
+        block.name,
         tuple(axes[k] for k in place),
         tuple(parents),
         tuple(shape[k] for k in place),

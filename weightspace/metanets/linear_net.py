@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,12 @@ from weightspace.errors import SpecError
 from weightspace.graphs import WeightSpace
 from weightspace.layers.equivariant_linear import EquivariantLinear, Pool, Reach
 from weightspace.layers.feature_encoding import FeatureEncoding
-from weightspace.layers.feature_space import FeatureSpace, end_groups, freed
+from weightspace.layers.feature_space import Axes, FeatureSpace, end_groups, freed
 from weightspace.layers.invariant_pool import InvariantPool
 from weightspace.metanets.metanet import Metanet
 
-__all__ = ["Ends", "LinearNet", "LinearNetConfig", "Norm"]
+__all__ = ["LinearNet", "LinearNetConfig", "Norm"]
 
-Ends = Literal["channels", "sets"]
 Norm = Literal["none", "batch", "layer"]
 
 _CALIBRATION_BATCH = 4
@@ -35,6 +34,7 @@ class LinearNetConfig:
         layers: Number of linear equivariant layers (with returned weights one more follows).
         ends: ``"channels"``: input and output neurons are told apart by channels of their own, full but quadratic in
             their number; ``"sets"``: they are permutable too and told apart by learned embeddings in every layer.
+        positions: The same choice for kernel positions.
         max_free: Longest product of axes that is kept as channels; longer ones are mapped to this length first.
         pool: How axes are reduced: mean, sum, max or attention.
         reach: Whether every tensor reads all tensors, or its neighbours only.
@@ -46,7 +46,8 @@ class LinearNetConfig:
 
     width: int = 32
     layers: int = 3
-    ends: Ends = "channels"
+    ends: Axes = "channels"
+    positions: Axes = "channels"
     max_free: int | None = 64
     pool: Pool = "mean"
     reach: Reach = "all"
@@ -58,7 +59,8 @@ class LinearNetConfig:
     head_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, known in (("ends", ("channels", "sets")), ("norm", ("none", "batch", "layer"))):
+        choices = {"ends": Axes, "positions": Axes, "norm": Norm}
+        for name, known in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in known:
                 raise SpecError(f"'{name}' must be one of {list(known)} (got '{getattr(self, name)}').")
         if self.layers < 1:
@@ -115,7 +117,7 @@ class LinearNet(Metanet):
         config = config or self._default()
         super().__init__(space, out_features, config, copies=copies)
         read = freed(space) if config.ends == "sets" else space
-        self.features = features = FeatureSpace(read)
+        self.features = features = FeatureSpace(read, config.positions)
         if [(b.name, b.view) for b in read.blocks] != [(b.name, b.view) for b in space.blocks]:
             raise SpecError(
                 "With permutable inputs and outputs the tensors of this architecture fall into other blocks. Use "
@@ -131,7 +133,7 @@ class LinearNet(Metanet):
         wide = [self.encode.out_channels, *([hidden] * config.layers)]
         if out_features is None:
             wide.append([free * copies for free in self.encode.free])
-        ends = end_groups(read, space)
+        ends = end_groups(read, space) | features.position_groups
         self.linears = nn.ModuleList(
             EquivariantLinear(features, before, after, pool=config.pool, reach=config.reach)
             for before, after in zip(wide[:-1], wide[1:], strict=True)
@@ -191,7 +193,7 @@ class LinearNet(Metanet):
 
 
 class _EndEmbedding(nn.Module):
-    """Adds to every feature map a learned vector for each input or output neuron its axes run over."""
+    """Adds to every feature map a learned vector for each input, output or position its axes run over."""
 
     def __init__(self, features: FeatureSpace, ends: frozenset[str], channels: list[int]) -> None:
         super().__init__()

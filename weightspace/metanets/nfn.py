@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weightspace.metanets.linear_net import Ends, LinearNet, LinearNetConfig
+from weightspace.layers.feature_space import Axes
+from weightspace.metanets.linear_net import LinearNet, LinearNetConfig
 
 __all__ = ["NFN", "NFNConfig"]
 
@@ -18,7 +19,7 @@ class NFNConfig(LinearNetConfig):
 
     width: int = 512
     layers: int = 3
-    ends: Ends = "sets"
+    ends: Axes = "sets"
     max_free: int | None = None
     head_width: int = 1000
     head_layers: int = 2
