@@ -30,7 +30,7 @@ class FeatureMap:
         sizes: Lengths of the set axes.
         free: Number of scalars for each choice of set indices: kernel positions, gates, input or output neurons.
         order: Axes of the block in the order (set axes, free axes).
-        free_sizes: Lengths of the free axes.
+        unfolded: Their lengths.
     """
 
     name: str
@@ -39,7 +39,7 @@ class FeatureMap:
     sizes: tuple[int, ...]
     free: int
     order: tuple[int, ...]
-    free_sizes: tuple[int, ...]
+    unfolded: tuple[int, ...]
 
 
 class FeatureSpace:
@@ -47,8 +47,8 @@ class FeatureSpace:
 
     Args:
         space: The weight space.
-        positions: ``"channels"``: kernel positions are channels; ``"sets"``: they are set axes, as if they could be
-            permuted, one group for all kernels of one length. (A layer that commutes with that too has fewer
+        positions: ``"channels"``: kernel positions are channels; ``"sets"``: they are one set axis, as if they could be
+            permuted, the same for all kernels of one shape. (A layer that commutes with that too has fewer
             coefficients by the square of the number of positions; features must tell positions apart.)
 
     Attributes:
@@ -59,9 +59,9 @@ class FeatureSpace:
     """
 
     def __init__(self, space: WeightSpace, positions: Axes = "channels") -> None:
-        kernels = [_kernel_axes(b) if positions == "sets" else {} for b in space.blocks]
-        self.position_groups = frozenset(group for axes in kernels for group in axes.values())
-        self.maps = tuple(_feature_map(space, b, axes) for b, axes in zip(space.blocks, kernels, strict=True))
+        kernels = [_kernel(b) if positions == "sets" else () for b in space.blocks]
+        self.position_groups = frozenset(_position_group(k) for k in kernels if k)
+        self.maps = tuple(_feature_map(space, b, kernel) for b, kernel in zip(space.blocks, kernels, strict=True))
         groups = dict.fromkeys(group for m in self.maps for group in m.groups)
         self.rank = {group: -n for n, group in enumerate(groups)}
 
@@ -83,7 +83,7 @@ class FeatureSpace:
         """Back to the shapes of the blocks."""
         result = {}
         for i, (m, x) in enumerate(zip(self.maps, features, strict=True)):
-            split = x.reshape(len(x), *m.sizes, *m.free_sizes, copies).movedim(-1, 1)
+            split = x.reshape(len(x), *m.unfolded, copies).movedim(-1, 1)
             back = np.argsort(m.order).tolist()
             result[i] = split.permute(0, 1, *(2 + d for d in back))
         return result
@@ -92,39 +92,46 @@ class FeatureSpace:
         return len(self.maps)
 
 
-def _kernel_axes(block: Block) -> dict[int, str]:
-    """Axes of kernel positions, which are behind outputs and inputs, with a group for each place and length."""
+def _kernel(block: Block) -> tuple[int, ...]:
+    """Shape of the kernel whose positions are the last axes of a block, behind outputs and inputs."""
     whole, shape = block.view.parameter_shape[2:], block.view.shape
     start = len(shape) - len(whole)
-    if start < 1 or shape[start:] != whole or set(block.axes[start:]) - {FIXED}:
-        return {}
-    return {start + k: f"position {k} of {size}" for k, size in enumerate(whole) if size > 1}
+    is_kernel = start > 0 and shape[start:] == whole and not set(block.axes[start:]) - {FIXED}
+    return whole if is_kernel and math.prod(whole) > 1 else ()
 
 
-def _feature_map(space: WeightSpace, block: Block, positions: Mapping[int, str]) -> FeatureMap:
+def _position_group(kernel: Sequence[int]) -> str:
+    return f"positions of {'x'.join(map(str, kernel))}"
+
+
+def _feature_map(space: WeightSpace, block: Block, kernel: Sequence[int]) -> FeatureMap:
     """A group is a set axis where it is permutable and all it is nested in stands before it on the block."""
-    axes, shape = [positions.get(k, axis) for k, axis in enumerate(block.axes)], block.view.shape
+    shape = block.view.shape
     place: dict[int, int] = {}  # axis of the block -> number of the set axis
     latest: dict[str, int] = {}  # group -> number of its last set axis
     parents = []
-    for k, axis in enumerate(axes):
+    for k, axis in enumerate(block.axes):
         group = space.groups.get(axis)
-        parent = None if group is None else group.parent
-        is_neuron = group is not None and group.kind == "permutable" and (parent is None or parent in latest)
-        if not is_neuron and k not in positions:
+        if group is None or group.kind != "permutable" or (group.parent is not None and group.parent not in latest):
             continue
-        parents.append(-1 if parent is None else latest[parent])
+        parents.append(-1 if group.parent is None else latest[group.parent])
         place[k] = latest[axis] = len(place)
-    rest = [k for k in range(len(axes)) if k not in place]
-    free_sizes = tuple(shape[k] for k in rest)
+    groups, sizes = [block.axes[k] for k in place], [shape[k] for k in place]
+    positions = list(range(len(shape) - len(kernel), len(shape)))
+    if kernel:
+        groups.append(_position_group(kernel))
+        sizes.append(math.prod(kernel))
+        parents.append(-1)
+    rest = [k for k in range(len(shape)) if k not in place and k not in positions]
+    order = (*place, *positions, *rest)
     return FeatureMap(
         block.name,
-        tuple(axes[k] for k in place),
+        tuple(groups),
         tuple(parents),
-        tuple(shape[k] for k in place),
-        math.prod(free_sizes),
-        (*place, *rest),
-        free_sizes,
+        tuple(sizes),
+        math.prod(shape[k] for k in rest),
+        order,
+        tuple(shape[k] for k in order),
     )
 
 
