@@ -138,6 +138,16 @@ def test_kernel_positions_as_sets_are_told_apart_by_few_parameters() -> None:
     assert (sets(turned) - sets(weights)).abs().max() > 1e-3
 
 
+def test_pieces_of_a_batch_give_what_the_whole_batch_gives() -> None:
+    space = mlp(2, 5, 4, 3)
+    weights = weights_of(space, 5)
+    for out in (3, None):
+        net = make("nfn", space, out)
+        whole = net(weights)
+        net.piece = 2
+        torch.testing.assert_close(net(weights), whole, rtol=1e-12, atol=1e-12)
+
+
 def test_bad_arguments_are_refused() -> None:
     space = mlp(2, 3, 1)
     with pytest.raises(SpecError, match="DWSNet is built from a WeightSpace .*Pass the trace"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
+from weightspace.layers.blocks import in_pieces
 from weightspace.layers.graph_embedding import GraphEmbedding
 from weightspace.layers.graph_heads import GraphEdits, GraphReadout
 from weightspace.layers.neural_graph import NeuralGraph
@@ -96,12 +97,10 @@ class NeuralGraphMetanet(Metanet):
         return torch.cat(parts, dim=1), outputs
 
     def _pieces(self, standard: Mapping[int, Tensor], seen: Tensor | None) -> list[tuple[dict[int, Tensor], Any]]:
-        first = next(iter(standard.values()))
-        size = self.piece if first.device.type == "cpu" else len(first)
-        split = {i: value.split(size) for i, value in standard.items()}
-        count = len(split[next(iter(split))])
-        extra = [None] * count if seen is None else seen.split(size)
-        return [({i: parts[p] for i, parts in split.items()}, extra[p]) for p in range(count)]
+        pieces = in_pieces(standard, self.piece)
+        sizes = [len(next(iter(piece.values()))) for piece in pieces]
+        extra = [None] * len(pieces) if seen is None else seen.split(sizes)
+        return list(zip(pieces, extra, strict=True))
 
     def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
         seen, outputs = self._evaluated(weights)
