@@ -16,7 +16,7 @@ __all__ = ["Pair", "Row", "pairs"]
 
 _FOUR = {"width": 64, "layers": 4}
 _META_LAYER = "PyG MetaLayer, 4 x 64"
-_LABELLED = ("ends", "bidirectional", "dense")
+_LABELLED = ("ends", "positions", "bidirectional", "dense")
 """Options that are named in the table where they are set."""
 
 
@@ -56,6 +56,7 @@ def _linear() -> list[Pair]:
     unf = lambda **sizes: Row("universal_neural_functional", "unf", sizes)  # noqa: E731
     inr, cnn = {"channels": [512] * 3, "fourier": 128}, {"channels": [16, 16, 5]}
     wide, narrow = {"frequencies": 128}, {"width": 16}
+    sets = {"ends": "sets", "positions": "sets"}
     both = lambda **more: (_ours("nfn", ends="sets", **more), _ours("nfn", ends="channels", **more))  # noqa: E731
     return [
         Pair("published", "A", (_ours("dws"),), (dws(hidden_dim=32, n_hidden=4),)),
@@ -67,8 +68,10 @@ def _linear() -> list[Pair]:
             Pair("equal", case, both(**_FOUR), (nfn("NP", channels=[64] * 4), nfn("HNP", channels=[64] * 4)))
             for case in "AB"
         ),
-        *(Pair("published", case, (_ours("unf"),), (unf(width=32, layers=3),)) for case in "AB"),
-        *(Pair("equal", case, (_ours("unf", **_FOUR),), (unf(**_FOUR),)) for case in "AB"),
+        Pair("published", "A", (_ours("unf"),), (unf(width=32, layers=3),)),
+        Pair("published", "B", (_ours("unf", **sets), _ours("unf")), (unf(width=32, layers=3),)),
+        Pair("equal", "A", (_ours("unf", **_FOUR),), (unf(**_FOUR),)),
+        Pair("equal", "B", (_ours("unf", **sets, **_FOUR),), (unf(**_FOUR),)),
     ]
 
 

@@ -84,7 +84,7 @@ def in_pieces(
 ) -> list[dict[int, Tensor]]:
     """The batch in pieces of at most ``size`` networks; whole on devices other than the CPU.
 
-    Temporaries of a piece stay in the cache and below the size from which the allocator hands memory back to the system.
+    Temporaries of a piece stay in the cache, and below the size from which memory goes back to the system.
     """
     first = next(iter(blocks.values()))
     if first.device.type != "cpu" or len(first) <= size:
