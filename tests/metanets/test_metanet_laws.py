@@ -8,7 +8,7 @@ from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.message_layer import MessageLayer
 from weightspace.metanets import metanet_names
 
-INVARIANT = ("operator", "gmn", "scale_gmn", "nft", "statnn")
+INVARIANT = [name for name in metanet_names(BlockLayout) if name not in ("mlp", "weight_tokens")]
 GRAPH = ("operator", "gmn")
 
 

@@ -16,7 +16,7 @@ from weightspace.layers.edge_functions import FunctionMatrices
 __all__ = ["StreamedOperator", "edges_per_chunk"]
 
 _CHUNK_FLOATS = {"cpu": 2**19}
-"""Temporaries of one chunk, in numbers: 2 MiB of float32 fit the cache of a core (measured: benchmarks.md)."""
+"""Temporaries of one chunk, in numbers: 2 MiB of float32 fit the cache of a core."""
 _CHUNK_FLOATS_ELSEWHERE = 2**26
 
 
