@@ -47,7 +47,9 @@ class LinearNetConfig:
         norm: Of the channels behind every layer: none, batch (one statistic per tensor) or layer.
         frequencies: Gaussian Fourier features of every weight; 0 to read the weights as they are.
         frequency_scale: Their deviation, periods per standard deviation of a weight.
-        head_width, head_layers, head_dropout: Hidden layers behind the pooled features.
+        head_width: Hidden units behind the pooled features.
+        head_layers: Number of their layers.
+        head_dropout: Rate in the head.
     """
 
     width: int = 32
