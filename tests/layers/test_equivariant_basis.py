@@ -11,8 +11,8 @@ import torch
 from tests.architectures.weight_spaces import attention, convolutional, lstm, mlp, recurrent_cell
 from weightspace.graphs import WeightSpace
 from weightspace.layers import EquivariantLinear, FeatureSpace
-from weightspace.layers.equivariant_basis import count_terms
-from weightspace.layers.feature_space import end_groups, freed
+from weightspace.layers.linear.equivariant_basis import count_terms
+from weightspace.layers.linear.feature_space import end_groups, freed
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from weightspace.errors import SpecError
 from weightspace.graphs import WeightSpace
 from weightspace.layers import EquivariantLinear, FeatureSpace
 from weightspace.layers.blocks import join_blocks, split_blocks
-from weightspace.layers.feature_space import freed
+from weightspace.layers.linear.feature_space import freed
 from weightspace.testing import assert_equivariant, permutation_action
 
 # The block table of deep weight-space networks (Navon et al. 2023) for an MLP of three layers. A term "ia,aA" reads

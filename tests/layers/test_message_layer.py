@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
 from weightspace.layers import BlockRoles, EdgeFunctions, MessageLayer
-from weightspace.layers.message_layer import _carry_blocks, _carry_edges
+from weightspace.layers.messages.message_layer import _carry_blocks, _carry_edges
 
 
 def _carry_loops(functions, values, to):

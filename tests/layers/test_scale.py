@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
 from weightspace.graphs.parameter_view import ParameterView
-from weightspace.layers.scale import ScaleEq, ScaleInv, inverse_length
-from weightspace.layers.scale_round import ScaleRound, plan_rounds, routes_of
-from weightspace.layers.scale_values import NeuronLengths
+from weightspace.layers.scale.scale_equivariant import ScaleEq, ScaleInv, inverse_length
+from weightspace.layers.scale.scale_round import ScaleRound, plan_rounds, routes_of
+from weightspace.layers.scale.scale_values import NeuronLengths
 from weightspace.layers.scaling_kinds import Kind, scaling_kinds
 
 FACTORS: dict[Kind, float] = {"scale": 37.5, "sign": -1.0}

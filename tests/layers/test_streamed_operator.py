@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightspace.graphs.block_layout import EdgeBlock
-from weightspace.layers.message_layer import SIDES, _carry_blocks
-from weightspace.layers.operator_bank import OperatorBank
-from weightspace.layers.streamed_operator import _chunks
+from weightspace.layers.messages.message_layer import SIDES, _carry_blocks
+from weightspace.layers.messages.operator_bank import OperatorBank
+from weightspace.layers.messages.streamed_operator import _chunks
 
 
 def _results(bank, values, source, target, *, stream, chunk=None):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.message_layer import MessageLayer
+from weightspace.layers.messages.message_layer import MessageLayer
 from weightspace.metanets import metanet_names
 
 INVARIANT = [name for name in metanet_names(BlockLayout) if name not in ("mlp", "weight_tokens")]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tests.metanets.conftest import LAYOUTS
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs import BlockLayout, trace
-from weightspace.layers.relations import RelationTypes
-from weightspace.layers.shared_standardise import Normalisation
+from weightspace.layers.mixed.relations import RelationTypes
+from weightspace.layers.mixed.shared_standardise import Normalisation
 from weightspace.metanets import (
     SharedGraphMetanetwork,
     SharedGraphMetanetworkConfig,

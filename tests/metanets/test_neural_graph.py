@@ -10,11 +10,11 @@ from torch_geometric.utils import scatter, softmax
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.graph_embedding import FourierFeatures
-from weightspace.layers.neural_graph import NeuralGraph
-from weightspace.layers.pna import PrincipalAggregation, PrincipalConv, SplitEdgeUpdate
+from weightspace.layers.neural_graph.graph_embedding import FourierFeatures
+from weightspace.layers.neural_graph.neural_graph import NeuralGraph
+from weightspace.layers.neural_graph.pna import PrincipalAggregation, PrincipalConv, SplitEdgeUpdate
+from weightspace.layers.neural_graph.relational_attention import RelationalAttention, RelationalEdgeUpdate
 from weightspace.layers.probes import Probe
-from weightspace.layers.relational_attention import RelationalAttention, RelationalEdgeUpdate
 from weightspace.metanets import (
     NeuralGraphNet,
     NeuralGraphNetConfig,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import SpecError
 from weightspace.graphs import BlockLayout, trace
-from weightspace.layers.scale_values import NeuronLengths
+from weightspace.layers.scale.scale_values import NeuronLengths
 from weightspace.metanets import ScaleGMN, ScaleGMNConfig
 from weightspace.testing import assert_equivariant, assert_invariant, assert_pure
 

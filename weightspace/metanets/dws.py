@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weightspace.layers.equivariant_linear import Pool
+from weightspace.layers.linear.equivariant_linear import Pool
 from weightspace.metanets.linear_net import LinearNet, LinearNetConfig, Norm
 
 __all__ = ["DWSNet", "DWSNetConfig"]

@@ -14,11 +14,11 @@ from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.block_roles import nodes_of, scatter
 from weightspace.layers.blocks import Architecture
-from weightspace.layers.edge_states import EdgeEmbedding, EdgeUpdate, joined_edges, unit_edges
-from weightspace.layers.message_layer import Executor, MessageLayer
+from weightspace.layers.messages.edge_states import EdgeEmbedding, EdgeUpdate, joined_edges, unit_edges
+from weightspace.layers.messages.message_layer import Executor, MessageLayer
+from weightspace.layers.messages.weight_edits import NodeEdit
+from weightspace.layers.mixed.relations import stateless_layers
 from weightspace.layers.readout import InvariantReadout, head
-from weightspace.layers.relations import stateless_layers
-from weightspace.layers.weight_edits import NodeEdit
 from weightspace.metanets.metanet import Metanet
 
 __all__ = ["GraphMetanetwork", "GraphMetanetworkConfig"]

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from weightspace.errors import SpecError
 from weightspace.graphs import WeightSpace
 from weightspace.layers.blocks import in_pieces
-from weightspace.layers.equivariant_linear import EquivariantLinear, Pool, Reach
-from weightspace.layers.feature_encoding import FeatureEncoding
-from weightspace.layers.feature_space import Axes, FeatureSpace, end_groups, freed
-from weightspace.layers.invariant_pool import InvariantPool
+from weightspace.layers.linear.equivariant_linear import EquivariantLinear, Pool, Reach
+from weightspace.layers.linear.feature_encoding import FeatureEncoding
+from weightspace.layers.linear.feature_space import Axes, FeatureSpace, end_groups, freed
+from weightspace.layers.linear.invariant_pool import InvariantPool
 from weightspace.metanets.metanet import Metanet
 
 __all__ = ["LinearNet", "LinearNetConfig", "Norm"]

@@ -14,13 +14,13 @@ from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs import BlockLayout
 from weightspace.layers.block_roles import scatter
 from weightspace.layers.blocks import read_blocks
+from weightspace.layers.mixed.relations import RelationTypes
+from weightspace.layers.mixed.shared_banks import Bank, SharedFunctions, TypedLinear
+from weightspace.layers.mixed.shared_messages import SharedEdgeUpdate, SharedMessages
+from weightspace.layers.mixed.shared_plan import INDEX_FEATURES, SIZE_FEATURES, SharedPlan
+from weightspace.layers.mixed.shared_readout import SharedReadout
+from weightspace.layers.mixed.shared_standardise import Normalisation, SharedStandardise
 from weightspace.layers.readout import head
-from weightspace.layers.relations import RelationTypes
-from weightspace.layers.shared_banks import Bank, SharedFunctions, TypedLinear
-from weightspace.layers.shared_messages import SharedEdgeUpdate, SharedMessages
-from weightspace.layers.shared_plan import INDEX_FEATURES, SIZE_FEATURES, SharedPlan
-from weightspace.layers.shared_readout import SharedReadout
-from weightspace.layers.shared_standardise import Normalisation, SharedStandardise
 
 __all__ = [
     "Group",

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.graph_heads import Readout
-from weightspace.layers.neural_graph import NeuralGraph
-from weightspace.layers.pna import PrincipalConv, SplitEdgeUpdate
+from weightspace.layers.neural_graph.graph_heads import Readout
+from weightspace.layers.neural_graph.neural_graph import NeuralGraph
+from weightspace.layers.neural_graph.pna import PrincipalConv, SplitEdgeUpdate
 from weightspace.layers.probes import Probe
 from weightspace.metanets.neural_graph_base import NeuralGraphMetanet
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.blocks import in_pieces
-from weightspace.layers.graph_embedding import GraphEmbedding
-from weightspace.layers.graph_heads import GraphEdits, GraphReadout
-from weightspace.layers.neural_graph import NeuralGraph
+from weightspace.layers.neural_graph.graph_embedding import GraphEmbedding
+from weightspace.layers.neural_graph.graph_heads import GraphEdits, GraphReadout
+from weightspace.layers.neural_graph.neural_graph import NeuralGraph
 from weightspace.layers.probes import Probe, ProbeFeatures
 from weightspace.metanets.metanet import Metanet
 

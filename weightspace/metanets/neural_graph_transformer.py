@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.graph_heads import Readout
-from weightspace.layers.neural_graph import NeuralGraph
+from weightspace.layers.neural_graph.graph_heads import Readout
+from weightspace.layers.neural_graph.neural_graph import NeuralGraph
+from weightspace.layers.neural_graph.relational_attention import AllPairs, RelationalAttention, RelationalEdgeUpdate
 from weightspace.layers.probes import Probe
-from weightspace.layers.relational_attention import AllPairs, RelationalAttention, RelationalEdgeUpdate
 from weightspace.metanets.neural_graph_base import NeuralGraphMetanet
 
 __all__ = ["NeuralGraphTransformer", "NeuralGraphTransformerConfig"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weightspace.layers.feature_space import Axes
+from weightspace.layers.linear.feature_space import Axes
 from weightspace.metanets.linear_net import LinearNet, LinearNetConfig
 
 __all__ = ["NFN", "NFNConfig"]

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.block_roles import BlockRoles, odd_layers
-from weightspace.layers.message_layer import Executor, MessageLayer
-from weightspace.layers.node_embedding import NodeEmbedding
-from weightspace.layers.operator_bank import KEPT_FLOATS, OperatorBank
+from weightspace.layers.messages.message_layer import Executor, MessageLayer
+from weightspace.layers.messages.node_embedding import NodeEmbedding
+from weightspace.layers.messages.operator_bank import KEPT_FLOATS, OperatorBank
+from weightspace.layers.messages.weight_edits import EdgeEdit, NodeEdit
 from weightspace.layers.probes import Probe, ProbeFeatures
 from weightspace.layers.readout import InvariantReadout, head
 from weightspace.layers.standardise import Standardise
-from weightspace.layers.weight_edits import EdgeEdit, NodeEdit
 from weightspace.metanets.metanet import Metanet
 
 __all__ = ["OperatorNet", "OperatorNetConfig"]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.readout import head
-from weightspace.layers.scale import ScaleInv
-from weightspace.layers.scale_round import EdgeKey, ScaleRound, plan_rounds, routes_of
-from weightspace.layers.scale_values import NeuronLengths, ScaleEdits, ScaleNodes
+from weightspace.layers.scale.scale_equivariant import ScaleInv
+from weightspace.layers.scale.scale_round import EdgeKey, ScaleRound, plan_rounds, routes_of
+from weightspace.layers.scale.scale_values import NeuronLengths, ScaleEdits, ScaleNodes
 from weightspace.layers.scaling_kinds import Symmetry, scaling_kinds
 from weightspace.metanets.metanet import Metanet
 
@@ -69,8 +69,8 @@ class ScaleGMN(Metanet):
 
     Ours differ from the paper in these points. Against the direction of an edge the paper asks for :math:`1 / w` (the
     public code takes :math:`w`, which is equivariant to signs only); we take :math:`w s_j^2 / s_i^2` with the lengths
-    of :class:`~weightspace.layers.scale_values.NeuronLengths`: exact too, and large only where all weights in front of
-    a neuron are small. Node updates have a residual; sums are divided by the root of their length; lengths bound what
+    of :class:`~weightspace.layers.scale.scale_values.NeuronLengths`: exact too, and large only where all weights in
+    front of a neuron are small. Node updates have a residual; sums are divided by the root of their length; lengths bound what
     the layer norm of the paper's functions bounds; the mean over the neurons of a layer, not the sum over all,
     is read out, with the outputs one by one.
 

@@ -11,8 +11,8 @@ from torch_geometric.utils import scatter as pyg_scatter
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
 from weightspace.layers.block_roles import Side, collect, nodes_of, scatter
-from weightspace.layers.node_update import NodeUpdate
-from weightspace.layers.streamed_operator import StreamedOperator
+from weightspace.layers.messages.node_update import NodeUpdate
+from weightspace.layers.messages.streamed_operator import StreamedOperator
 
 __all__ = ["Executor", "MessageLayer"]
 
@@ -106,8 +106,8 @@ class MessageLayer(nn.Module):
     parameters of its own. Blocks without functions carry states through ``V`` alone.
 
     States of *odd* layers change sign with their neuron: for them norm, ``V`` and the node network
-    (:class:`~weightspace.layers.node_update.NodeUpdate`) are odd, and messages keep the rule of signs where the
-    functions on every block with an odd end are odd.
+    (:class:`~weightspace.layers.messages.node_update.NodeUpdate`) are odd, and messages keep the rule of signs where
+    the functions on every block with an odd end are odd.
 
     Args:
         layout: The architecture.
@@ -120,7 +120,7 @@ class MessageLayer(nn.Module):
     Shape:
         - states: ``{node layer: (B, n, C)}``, or ``(1, n, C)`` where all networks share them; functions:
           ``{block number: (forward, backward)}``, each ``(heads, B, G, O, I)`` where ``heads`` divides ``C``, or a
-          :class:`~weightspace.layers.streamed_operator.StreamedOperator`; output: the states' shape.
+          :class:`~weightspace.layers.messages.streamed_operator.StreamedOperator`; output: the states' shape.
     """
 
     def __init__(

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.errors import SpecError
-from weightspace.layers.neural_graph import NeuralGraph, NodeRange
-from weightspace.layers.node_reduce import NodeReduce
+from weightspace.layers.neural_graph.neural_graph import NeuralGraph, NodeRange
+from weightspace.layers.neural_graph.node_reduce import NodeReduce
 
 __all__ = ["AllPairs", "RelationalAttention", "RelationalEdgeUpdate"]
 

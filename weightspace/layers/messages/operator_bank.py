@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import EdgeBlock
-from weightspace.layers.edge_functions import EdgeFunctions, FunctionMatrices, Parity
-from weightspace.layers.streamed_operator import StreamedOperator
+from weightspace.layers.messages.edge_functions import EdgeFunctions, FunctionMatrices, Parity
+from weightspace.layers.messages.streamed_operator import StreamedOperator
 
 __all__ = ["KEPT_FLOATS", "OperatorBank"]
 
@@ -30,7 +30,7 @@ class OperatorBank(nn.Module):
 
     Shape:
         - values: ``(B, G, O, I, K)``; output: per round ``(forward, backward)``, each ``(heads, B, G, O, I)``, or a
-          :class:`~weightspace.layers.streamed_operator.StreamedOperator`.
+          :class:`~weightspace.layers.messages.streamed_operator.StreamedOperator`.
     """
 
     def __init__(self, block: EdgeBlock, heads: int, rounds: int, *, units: int = 32, parity: Parity = "none") -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from weightspace.layers.feature_space import FeatureMap, FeatureSpace
+from weightspace.layers.linear.feature_space import FeatureMap, FeatureSpace
 
 __all__ = ["Pattern", "Reduction", "Signature", "count_terms", "patterns", "reductions"]
 

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from weightspace.graphs.block_layout import EdgeBlock
 from weightspace.layers.block_roles import Side, collect, nodes_of
-from weightspace.layers.edge_functions import EdgeFunctions
+from weightspace.layers.messages.edge_functions import EdgeFunctions
 
 __all__ = ["EdgeEdit", "NodeEdit"]
 

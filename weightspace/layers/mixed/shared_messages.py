@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.layers.block_roles import Side, collect, scatter
-from weightspace.layers.shared_banks import TypedLinear
-from weightspace.layers.shared_plan import BlockPlan, SharedPlan
+from weightspace.layers.mixed.shared_banks import TypedLinear
+from weightspace.layers.mixed.shared_plan import BlockPlan, SharedPlan
 
 __all__ = ["SharedEdgeUpdate", "SharedMessages", "carry"]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from weightspace.layers.equivariant_basis import reductions
-from weightspace.layers.equivariant_linear import Pool, pooled_diagonal
-from weightspace.layers.feature_space import FeatureSpace
+from weightspace.layers.linear.equivariant_basis import reductions
+from weightspace.layers.linear.equivariant_linear import Pool, pooled_diagonal
+from weightspace.layers.linear.feature_space import FeatureSpace
 
 __all__ = ["InvariantPool"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.errors import SpecError
-from weightspace.layers.equivariant_basis import Partition, Pattern, Reduction, Signature, patterns, reductions
-from weightspace.layers.feature_space import FeatureMap, FeatureSpace
+from weightspace.layers.linear.equivariant_basis import Partition, Pattern, Reduction, Signature, patterns, reductions
+from weightspace.layers.linear.feature_space import FeatureMap, FeatureSpace
 
 __all__ = ["EquivariantLinear", "Pool", "Reach", "pooled_diagonal"]
 

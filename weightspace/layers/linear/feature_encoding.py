@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from weightspace.layers.feature_space import FeatureSpace
+from weightspace.layers.linear.feature_space import FeatureSpace
 
 __all__ = ["FeatureEncoding"]
 

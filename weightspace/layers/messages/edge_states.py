@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
 from weightspace.layers.block_roles import collect, nodes_of
-from weightspace.layers.edge_functions import EdgeFunctions
-from weightspace.layers.message_layer import Executor
+from weightspace.layers.messages.edge_functions import EdgeFunctions
+from weightspace.layers.messages.message_layer import Executor
 
 __all__ = ["EdgeEmbedding", "EdgeUpdate", "joined_edges", "unit_edges"]
 

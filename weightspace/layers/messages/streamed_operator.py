@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from weightspace.layers.edge_functions import FunctionMatrices
+from weightspace.layers.messages.edge_functions import FunctionMatrices
 
 __all__ = ["StreamedOperator", "edges_per_chunk"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
 from weightspace.layers.block_roles import Side, nodes_of
-from weightspace.layers.relations import RelationTypes, node_type, relation_type, stateless_layers
+from weightspace.layers.mixed.relations import RelationTypes, node_type, relation_type, stateless_layers
 
 __all__ = ["COORDINATE_FEATURES", "INDEX_FEATURES", "SIZE_FEATURES", "BlockPlan", "NodePlan", "SharedPlan"]
 

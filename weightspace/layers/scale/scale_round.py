@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.block_roles import Side, collect, nodes_of, scatter
-from weightspace.layers.scale import RescaleEq, ScaleEq, ScaleInv
+from weightspace.layers.scale.scale_equivariant import RescaleEq, ScaleEq, ScaleInv
 from weightspace.layers.scaling_kinds import Kind
 
 __all__ = ["EdgeKey", "Route", "RoundPlan", "ScaleRound", "plan_rounds", "routes_of"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from weightspace.layers.shared_plan import SharedPlan
+from weightspace.layers.mixed.shared_plan import SharedPlan
 
 __all__ = ["SharedReadout"]
 

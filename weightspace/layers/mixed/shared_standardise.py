@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from weightspace.layers.shared_plan import BlockPlan, SharedPlan
+from weightspace.layers.mixed.shared_plan import BlockPlan, SharedPlan
 
 __all__ = ["Normalisation", "SharedStandardise"]
 

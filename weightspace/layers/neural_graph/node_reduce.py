@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from weightspace.layers.neural_graph import NeuralGraph
+from weightspace.layers.neural_graph.neural_graph import NeuralGraph
 
 __all__ = ["NodeReduce"]
 

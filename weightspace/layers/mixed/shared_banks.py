@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from weightspace.layers.shared_plan import COORDINATE_FEATURES
+from weightspace.layers.mixed.shared_plan import COORDINATE_FEATURES
 
 __all__ = ["Bank", "SharedFunctions", "TypedLinear"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.layers.block_roles import nodes_of, scatter
-from weightspace.layers.neural_graph import NeuralGraph
-from weightspace.layers.node_embedding import node_features
-from weightspace.layers.pna import keep_moment_
+from weightspace.layers.messages.node_embedding import node_features
+from weightspace.layers.neural_graph.neural_graph import NeuralGraph
+from weightspace.layers.neural_graph.pna import keep_moment_
 
 __all__ = ["FourierFeatures", "GraphEmbedding"]
 

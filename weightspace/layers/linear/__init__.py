@@ -1,0 +1,1 @@
+"""Linear equivariant layers on the blocks of a weight space."""

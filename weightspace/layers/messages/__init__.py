@@ -1,0 +1,1 @@
+"""Messages between neurons along learned functions of the weights, and edge states."""

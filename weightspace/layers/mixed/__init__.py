@@ -1,0 +1,1 @@
+"""Layers whose parameters belong to types of relations, for mixed architectures."""

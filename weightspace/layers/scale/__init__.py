@@ -1,0 +1,1 @@
+"""Layers that commute with scales and signs of neurons."""
