@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
 from weightspace.layers import BlockRoles, EdgeFunctions, MessageLayer
-from weightspace.layers.messages.message_layer import _carry_blocks, _carry_edges
+from weightspace.layers.messages.message_layer import _carry_blocks, _carry_edges, _Message
 
 
 def _carry_loops(functions, values, to):
@@ -56,6 +56,7 @@ def test_messages_have_unit_second_moment_whatever_the_width_of_the_network(widt
     states = torch.randn(8, width, 64, generator=generator)
     for i, to in enumerate(("target", "source")):
         way = layer.messages[f"2_{to}"]
+        assert isinstance(way, _Message)
         message = way.write(_carry_blocks(functions(values)[i], way.read(states), to))
         assert 0.5 < message.square().mean() < 2.0
 
@@ -77,6 +78,7 @@ def test_links_carry_states_one_to_one(generator):
     layer = MessageLayer(layout, written=["b"], carriers=[0], width=8)
     states = {name: torch.randn(2, 4, 8, generator=generator) for name in "ab"}
     way = layer.messages["0_target"]
+    assert isinstance(way, _Message)
     message = way.write(way.link(way.read(states["a"])))
     value = layer.messages["0_target"].get_submodule("value")
     torch.testing.assert_close(message, value(states["a"]))

@@ -10,9 +10,10 @@ from weightspace.metanets import OperatorNetConfig
 
 def _with_gradients(net, weights):
     answer = net(weights)
-    loss = answer.square().sum() if isinstance(answer, torch.Tensor) else sum(v.square().sum() for v in answer.values())
+    leaves = [answer] if isinstance(answer, torch.Tensor) else list(answer.values())
+    loss = torch.cat([v.flatten() for v in leaves]).square().sum()
     gradients = torch.autograd.grad(loss, [*weights.values(), *net.parameters()])
-    return [*([answer] if isinstance(answer, torch.Tensor) else answer.values()), *gradients]
+    return [*leaves, *gradients]
 
 
 @pytest.mark.parametrize("wide_from", [1000, 2])

@@ -8,7 +8,7 @@ from tests.architectures.zoo import ARCHITECTURES
 from tests.metanets.conftest import LAYOUTS, SMALL
 from weightspace.graphs import trace
 from weightspace.layers.block_roles import odd_layers
-from weightspace.metanets import build_metanet
+from weightspace.metanets import OperatorNet, build_metanet
 from weightspace.testing import assert_equivariant, assert_invariant, permutation_action
 
 MOVABLE = [name for name in LAYOUTS if name not in ("one_neuron", "linear", "node_subsets")]
@@ -94,7 +94,7 @@ def test_new_weights_move_with_the_old_ones(name, options, random_weights, permu
 
 def test_an_edit_that_numbers_its_neurons_is_caught(random_weights, permute_action, siren):
     net = _build(siren, None)
-    edit = net.edge_edits["2"]
+    edit = net.get_submodule("edge_edits.2")
     forward = edit.forward
     edit.forward = lambda *a: forward(*a) + torch.linspace(-1, 1, 6, dtype=torch.float64).view(1, 1, 1, 6, 1, 1)
     with pytest.raises(AssertionError, match="Not equivariant"):
@@ -110,7 +110,7 @@ def test_every_weight_changes_and_every_parameter_takes_part(copies, layout, ran
         assert value.shape == (2, *((copies,) if copies > 1 else ()), *weights[key].shape[1:])
         assert ((value - old) != 0).all(), key
         assert (value - old).abs().max() < 1.0  # small at the start
-    sum(v.square().sum() for v in edited.values()).backward()
+    torch.cat([v.flatten() for v in edited.values()]).square().sum().backward()
     assert [k for k, p in net.named_parameters() if p.grad is None] == []
 
 
@@ -150,6 +150,7 @@ def test_queries_keys_and_values_are_told_apart():
     net, weights = _build(layout, 3), _weights(layout)
     like = {name: torch.ones_like(w) for name, w in weights.items()}  # nothing but the class differs
     blocks = net._blocks(like)
+    assert isinstance(net, OperatorNet)
     states = net.embedding(blocks, net.standardise(blocks))[fused.name][0]
     parts = [states[torch.tensor(fused.index) == k] for k in sorted(set(fused.index or ()))]
     assert all((part == part[0]).all() for part in parts)

@@ -138,7 +138,7 @@ def test_patience_stops_a_run_that_no_longer_improves(train_model, data, tmp_pat
 
 @pytest.mark.parametrize(("limit", "clock"), [("max_seconds", "seconds"), ("max_cpu_seconds", "cpu_seconds")])
 def test_a_limit_of_time_ends_the_schedule(train_model, tmp_path, limit, clock):
-    config = TrainConfig(epochs=100_000, batch_size=16, augment=(), **{limit: 0.5})
+    config = TrainConfig.from_json({"epochs": 100_000, "batch_size": 16, "augment": [], limit: 0.5})
     _, result = train_model(tmp_path, config)
     assert 0.5 <= getattr(result, clock) < 5
     assert result.epochs[-1]["lr"] < result.epochs[0]["lr"]

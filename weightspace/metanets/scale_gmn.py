@@ -70,9 +70,9 @@ class ScaleGMN(Metanet):
     Ours differ from the paper in these points. Against the direction of an edge the paper asks for :math:`1 / w` (the
     public code takes :math:`w`, which is equivariant to signs only); we take :math:`w s_j^2 / s_i^2` with the lengths
     of :class:`~weightspace.layers.scale.scale_values.NeuronLengths`: exact too, and large only where all weights in
-    front of a neuron are small. Node updates have a residual; sums are divided by the root of their length; lengths bound what
-    the layer norm of the paper's functions bounds; the mean over the neurons of a layer, not the sum over all,
-    is read out, with the outputs one by one.
+    front of a neuron are small. Node updates have a residual; sums are divided by the root of their length; lengths
+    bound what the layer norm of the paper's functions bounds; the mean over the neurons of a layer, not the sum over
+    all, is read out, with the outputs one by one.
 
     Args:
         layout: Architecture of the networks that are read.
