@@ -10,7 +10,7 @@ from torch import Tensor
 from weightspace.errors import ShapeError
 from weightspace.graphs import BlockLayout, WeightSpace
 
-__all__ = ["Architecture", "first_line", "in_pieces", "join_blocks", "read_blocks", "split_blocks", "tensor_shapes"]
+__all__ = ["Architecture", "first_line", "join_blocks", "read_blocks", "split_blocks", "tensor_shapes"]
 
 Architecture: TypeAlias = BlockLayout | WeightSpace
 """What a metanetwork is built for: rectangles of edges between node layers, or tensors with a group per axis."""
@@ -76,21 +76,6 @@ def read_blocks(
     if len(set(batches.values())) > 1:
         raise ShapeError(f"All tensors must share one leading batch axis (got {batches}). Stack the state dicts.")
     return split_blocks(architecture, weights)
-
-
-def in_pieces(
-    blocks: Mapping[int, Tensor],  # each of shape: (B, *block shape)
-    size: int,
-) -> list[dict[int, Tensor]]:
-    """The batch in pieces of at most ``size`` networks; whole on devices other than the CPU.
-
-    Temporaries of a piece stay in the cache, and below the size from which memory goes back to the system.
-    """
-    first = next(iter(blocks.values()))
-    if first.device.type != "cpu" or len(first) <= size:
-        return [dict(blocks)]
-    split = {i: value.split(size) for i, value in blocks.items()}
-    return [{i: parts[p] for i, parts in split.items()} for p in range(-(-len(first) // size))]
 
 
 def first_line(architecture: Architecture) -> str:

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from weightspace.errors import SpecError
 from weightspace.graphs import WeightSpace
-from weightspace.layers.blocks import in_pieces
 from weightspace.layers.linear.equivariant_linear import EquivariantLinear, Pool, Reach
 from weightspace.layers.linear.feature_encoding import FeatureEncoding
 from weightspace.layers.linear.feature_space import Axes, FeatureSpace, end_groups, freed
@@ -159,7 +158,7 @@ class LinearNet(Metanet):
             self.embedding_features = self.pool.out_features
             self.head = _head(self.embedding_features, config, out_features)
         numbers = sum(math.prod(m.sizes) * c for m, c in zip(features.maps, hidden, strict=True))
-        self.piece = max(1, _PIECE // numbers)
+        self.piece = None if config.norm == "batch" else max(1, _PIECE // numbers)  # batch norm learns from the whole
         self.calibrate()
 
     @classmethod
@@ -193,21 +192,13 @@ class LinearNet(Metanet):
         return x
 
     def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
-        return torch.cat([self.pool(self._hidden(piece)) for piece in self._pieces(standard)])
+        return self.pool(self._hidden(standard))
 
     def _edits(
         self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
     ) -> dict[int, Tensor]:
-        parts = []
-        for piece in self._pieces(standard):
-            edits = self.linears[-1](self.positions[-1](self._hidden(piece)))
-            parts.append(self.features.write([d(x) for d, x in zip(self.decode, edits, strict=True)], self.copies))
-        return {i: torch.cat([part[i] for part in parts]) for i in parts[0]}
-
-    def _pieces(self, standard: Mapping[int, Tensor]) -> list[dict[int, Tensor]]:
-        """The batch as it is read: batch norm wants it whole while it learns."""
-        whole = self.training and self.config.norm == "batch"
-        return [dict(standard)] if whole else in_pieces(standard, self.piece)
+        edits = self.linears[-1](self.positions[-1](self._hidden(standard)))
+        return self.features.write([d(x) for d, x in zip(self.decode, edits, strict=True)], self.copies)
 
 
 class _EndEmbedding(nn.Module):

@@ -37,6 +37,8 @@ class Metanet(nn.Module, ABC):
             halves the error of editing at equal size (Dayan et al. 2026).
 
     Attributes:
+        piece: Networks that are read at a time on a CPU, so that temporaries stay in the cache and below the size from
+            which memory goes back to the system; ``None`` for the whole batch.
         reads: The view of a trace that this kind of metanetwork is built from.
         kind: ``"invariant"``: a vector per network that does not change under neuron permutations; ``"equivariant"``:
             weights that are permuted with the input; ``"none"``: a vector that changes.
@@ -50,6 +52,7 @@ class Metanet(nn.Module, ABC):
     kind: Literal["invariant", "equivariant", "none"] = "invariant"
     head: nn.Module
     embedding_features: int
+    piece: int | None = None
 
     def __init__(self, architecture: Architecture, out_features: int | None, config: Any, *, copies: int = 1) -> None:
         super().__init__()
@@ -99,8 +102,8 @@ class Metanet(nn.Module, ABC):
         """
         if self.kind == "equivariant":
             raise SpecError(f"This {type(self).__name__} returns weights, so it has no embedding. Give 'out_features'.")
-        raw = self._blocks(weights)
-        return self._embed(weights, raw, self.standardise(raw))
+        parts = [self._embed(*piece) for piece in self._pieces(weights, self._blocks(weights))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def forward(
         self,
@@ -118,7 +121,8 @@ class Metanet(nn.Module, ABC):
 
     def _edit(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raw = self._blocks(weights)
-        edits = self._edits(weights, raw, self.standardise(raw))
+        parts = [self._edits(*piece) for piece in self._pieces(weights, raw)]
+        edits = parts[0] if len(parts) == 1 else {i: torch.cat([part[i] for part in parts]) for i in parts[0]}
         length = self.edit_scale * self.standardise.std
         edited = {
             i: torch.add(w.unsqueeze(1), length[i] * edits[i])
@@ -128,6 +132,21 @@ class Metanet(nn.Module, ABC):
         }
         joined = join_blocks(self.architecture, edited, batch_dims=2)
         return joined if self.copies > 1 else {name: value.squeeze(1) for name, value in joined.items()}
+
+    def _pieces(
+        self, weights: Mapping[str, Tensor], raw: dict[int, Tensor]
+    ) -> list[tuple[Mapping[str, Tensor], dict[int, Tensor], dict[int, Tensor]]]:
+        """Weights, blocks and standardised blocks of every piece of the batch."""
+        standard, first = self.standardise(raw), next(iter(raw.values()))
+        size = self.piece if first.device.type == "cpu" else None
+        if size is None or len(first) <= size:
+            return [(weights, raw, standard)]
+        starts = range(0, len(first), size)
+
+        def cut(values: Mapping[Any, Tensor], k: int) -> dict[Any, Tensor]:
+            return {key: value[k : k + size] if value.ndim else value for key, value in values.items()}
+
+        return [(cut(weights, k), cut(raw, k), cut(standard, k)) for k in starts]
 
     @abstractmethod
     def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:

