@@ -14,6 +14,7 @@ from weightspace.errors import SpecError
 from weightspace.graphs import WeightSpace
 from weightspace.layers import EquivariantLinear, FeatureSpace
 from weightspace.layers.blocks import join_blocks, split_blocks
+from weightspace.layers.linear.equivariant_linear import pooled_diagonal
 from weightspace.layers.linear.feature_space import freed
 from weightspace.testing import assert_equivariant, permutation_action
 
@@ -202,3 +203,11 @@ def test_unknown_options_are_refused() -> None:
         EquivariantLinear(features, [2, 1, 1, 1], [1] * 4, pool="median")  # pyright: ignore[reportArgumentType]
     with pytest.raises(SpecError, match="'reach' must be one of .*got 'far'"):
         EquivariantLinear(features, [2, 1, 1, 1], [1] * 4, reach="far")  # pyright: ignore[reportArgumentType]
+
+
+def test_equal_maxima_share_the_gradient() -> None:
+    """Behind ReLU a whole channel may be 0; every entry had the whole gradient once."""
+    x = torch.tensor([[[0.0], [2.0], [2.0]], [[0.0], [0.0], [0.0]]], dtype=torch.float64, requires_grad=True)
+    (ours,) = torch.autograd.grad(pooled_diagonal(x, ((0,),), "max").sum(), x)
+    (expected,) = torch.autograd.grad(x.amax(1).sum(), x)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)

@@ -260,9 +260,9 @@ def _diagonal(x: Tensor, partition: Partition) -> Tensor:
 
 
 class _Maximum(torch.autograd.Function):
-    """``x.amax(axis)``, whose gradient goes to every entry that reaches the maximum.
+    """``x.amax(axis)``, whose gradient is divided between the entries that reach the maximum.
 
-    Twice as fast backward as torch's, which divides by the number of such entries: of real weights there is one.
+    As torch's, but the small gradient is divided and not the large one. Behind ReLU many entries are 0 together.
     """
 
     generate_vmap_rule = True
@@ -280,7 +280,8 @@ class _Maximum(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         x, largest = ctx.saved_tensors
         reached = torch.sub(x.detach(), largest.detach().unsqueeze(ctx.axis)).eq_(0)  # a number: no copy from bool
-        return reached * grad_outputs[0].unsqueeze(ctx.axis), None
+        shares = grad_outputs[0] / reached.sum(ctx.axis).clamp_(min=1)
+        return reached * shares.unsqueeze(ctx.axis), None
 
 
 def pooled_diagonal(x: Tensor, partition: Partition, pool: Pool) -> Tensor:
