@@ -145,7 +145,7 @@ class ScaleNodes(nn.Module):
 class ScaleEdits(nn.Module):
     r"""Directions of change of all parameters, each with the factor of its parameter.
 
-    .. math:: u_{ij} = \Gamma e_{ij} + 	extstyle\sum_r (A x_i)_r \cdot (B x_j / s_j^2)_r
+    .. math:: u_{ij} = \Gamma e_{ij} + \textstyle\sum_r (A x_i)_r \cdot (B x_j / s_j^2)_r
 
     A linear image of the edge state, as in ScaleGMN (Kalogeropoulos et al. 2024), and a product of both ends, which
     ours adds because an edge state is 0 where its parameter is. Biases are linear images of their neuron.
