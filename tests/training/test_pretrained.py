@@ -52,6 +52,22 @@ def test_damage_is_named(tmp_path) -> None:
         from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["name", "layout", "out_features", "config"])
+def test_a_config_that_lacks_a_key_is_named(key, tmp_path) -> None:
+    save_pretrained(build_metanet("statnn", LAYOUT, 3), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["model"][key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="does not describe a metanetwork"):
+        from_pretrained(tmp_path)
+
+
+def test_details_must_be_json(tmp_path) -> None:
+    with pytest.raises(SpecError, match="'details' must hold JSON values"):
+        save_pretrained(build_metanet("statnn", LAYOUT, 3), tmp_path / "net", details={"accuracy": torch.ones(1)})
+    assert not (tmp_path / "net").exists()
+
+
 def test_the_hub_is_asked_where_there_is_no_folder(tmp_path, monkeypatch) -> None:
     net = build_metanet("statnn", LAYOUT, 3).eval()
     uploaded = {}

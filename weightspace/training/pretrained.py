@@ -38,7 +38,7 @@ def save_pretrained(
         details: JSON values kept in ``config.json`` (figures, seeds, data).
 
     Raises:
-        SpecError: the metanetwork has no name, see ``metanet_to_json``.
+        SpecError: the metanetwork has no name, see ``metanet_to_json``, or ``details`` are no JSON.
         ZooWriteError: the folder cannot be written.
     """
     folder, record = Path(folder), metanet_to_json(metanet)
@@ -54,9 +54,13 @@ def save_pretrained(
     }
     head = f"---\nlibrary_name: weightspace\ntags: [weightspace, {record['name']}]\n---\n\n"
     text = card or f"A metanetwork `{record['name']}` that reads {first_line(metanet.architecture)}.\n"
+    try:
+        described = json.dumps(config, indent=1).encode()
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"'details' must hold JSON values ({error}). Convert tensors with tolist() first.") from error
     publish(folder / _TENSORS, [safetensors.torch.save(tensors)])
     publish(folder / _CARD, [(head + text).encode()])
-    publish(folder / _CONFIG, [json.dumps(config, indent=1).encode()])
+    publish(folder / _CONFIG, [described])
 
 
 def from_pretrained(
@@ -93,7 +97,7 @@ def from_pretrained(
         folder = Path(_hub(str(name)).snapshot_download(str(name), revision=revision))
     try:
         config = json.loads((folder / _CONFIG).read_bytes())
-        version, record = config["format"], config["model"]
+        version, record = config["format"], dict(config["model"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"'{folder}' holds no metanetwork ('{_CONFIG}' is missing or damaged: {type(error).__name__}). Give a "
@@ -101,7 +105,13 @@ def from_pretrained(
         ) from error
     if version != FORMAT_VERSION:
         raise CheckpointError(f"'{folder}' has format {version}, this version reads {FORMAT_VERSION}. Update.")
-    metanet = metanet_from_json(record, probe=probe)
+    try:
+        metanet = metanet_from_json(record, probe=probe)
+    except (KeyError, StopIteration, TypeError) as error:
+        raise CheckpointError(
+            f"'{folder / _CONFIG}' does not describe a metanetwork ({type(error).__name__}: {error}). Restore it, or "
+            "save the metanetwork again."
+        ) from error
     if architecture is not None:
         wanted = view_of(architecture, type(metanet).reads)
         if wanted.fingerprint != metanet.architecture.fingerprint:
