@@ -226,3 +226,22 @@ def test_bad_requests_are_refused(make, siren, random_weights):
         SharedOperatorNetConfig(width=10)
     with pytest.raises(SpecError, match="'normalisation' must be 'relation' or 'network' .got 'layer'"):
         SharedGraphMetanetworkConfig(normalisation="layer")  # pyright: ignore[reportArgumentType]
+
+
+def test_reading_in_inference_mode_leaves_the_metanetwork_trainable(make, random_weights, siren):
+    net, weights = make([siren]), random_weights(siren)
+    with torch.inference_mode():
+        net([(siren, weights)])
+    net([(siren, weights)]).sum().backward()
+
+
+def test_small_deviations_around_large_means_are_kept_in_single_precision(make, siren):
+    net = make([siren]).float()
+    generator = torch.Generator().manual_seed(0)
+    weights = {n: 0.3 + 1e-4 * torch.randn(1000, *s, generator=generator) for n, s in siren.shapes}
+    net.fit_normalisation([(siren, weights)])
+    blocks = net.plan(siren).features
+    assert blocks
+    for entry in blocks:
+        std = net.standardise.std[entry.type]
+        assert 0.9e-4 < std < 1.1e-4

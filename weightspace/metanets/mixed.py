@@ -150,7 +150,8 @@ class SharedMetanet(nn.Module, ABC):
     def plan(self, layout: BlockLayout) -> SharedPlan:
         """Numbers and indices of one architecture, made the first time it is read."""
         if layout.fingerprint not in self.plans:
-            self.plans[layout.fingerprint] = SharedPlan(layout, self.types).to(self.standardise.mean)
+            with torch.inference_mode(False):  # kept, so it must serve training too
+                self.plans[layout.fingerprint] = SharedPlan(layout, self.types).to(self.standardise.mean)
         plan = self.plans[layout.fingerprint]
         assert isinstance(plan, SharedPlan)
         return plan

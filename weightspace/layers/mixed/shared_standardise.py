@@ -58,7 +58,8 @@ class SharedStandardise(nn.Module):
         for plan, blocks in groups:
             for entry in (*plan.features, *plan.operators):
                 values = _in_units(blocks[entry.number], entry).double()
-                one = torch.tensor([float(values.numel()), float(values.sum()), float(values.square().sum())])
+                terms = [float(values.numel()), float(values.sum()), float(values.square().sum())]
+                one = torch.tensor(terms, dtype=torch.float64)
                 for number in {0, entry.type}:
                     sums[number] += one
                     scales.setdefault(number, []).append(_scales(values))
