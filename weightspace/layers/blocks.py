@@ -70,7 +70,8 @@ def read_blocks(
     missing = [name for name in shapes if name not in weights]
     if missing:
         raise ShapeError(
-            f"The state dict lacks {missing} (it has {list(weights)}). Was it saved from another architecture?"
+            f"The state dict lacks {missing} (it has {list(weights)}). Was it saved from another architecture, or made "
+            "of named_parameters()? Running statistics are read too: stack whole state dicts."
         )
     batches = {name: tuple(weights[name].shape[:1]) for name in shapes}
     if len(set(batches.values())) > 1:
