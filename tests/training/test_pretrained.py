@@ -94,3 +94,13 @@ def test_the_hub_is_asked_where_there_is_no_folder(tmp_path, monkeypatch) -> Non
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(SpecError, match="no folder 'someone/reader'.*weightspace.hub"):
         from_pretrained("someone/reader")
+
+
+@pytest.mark.parametrize("error", [ValueError("Repo id must be in the form"), OSError("404 Client Error")])
+def test_what_the_hub_refuses_is_named(error, monkeypatch) -> None:
+    def download(name, revision):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=download))
+    with pytest.raises(CheckpointError, match="no folder 'no/reader'.*hub gave no repository.*Check the name"):
+        from_pretrained("no/reader")

@@ -94,7 +94,15 @@ def from_pretrained(
     """
     folder = Path(name)
     if not folder.is_dir():
-        folder = Path(_hub(str(name)).snapshot_download(str(name), revision=revision))
+        hub = _hub(str(name))
+        try:
+            folder = Path(hub.snapshot_download(str(name), revision=revision))
+        except (OSError, ValueError) as error:  # what the hub's client raises derives from these
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise CheckpointError(
+                f"There is no folder '{name}', and the Hugging Face hub gave no repository of that name ({reason}). "
+                "Check the name."
+            ) from error
     try:
         config = json.loads((folder / _CONFIG).read_bytes())
         version, record = config["format"], dict(config["model"])
