@@ -60,7 +60,7 @@ class GraphMetanetworkConfig:
     zero_init: bool = False
 
     def __post_init__(self) -> None:
-        if self.width % self.edge_width:
+        if self.edge_width < 1 or self.width % self.edge_width:
             raise SpecError(f"'width' must be a multiple of 'edge_width' (got {self.width} and {self.edge_width}).")
         choices = {"executor": ("blocks", "edges"), "biases": ("nodes", "features"), "residual": ("plain", "dit")}
         for option, (one, other) in choices.items():

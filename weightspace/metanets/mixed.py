@@ -92,7 +92,7 @@ class SharedGraphMetanetworkConfig:
 
 
 def _check(width: int, name: str, part: int, normalisation: str) -> None:
-    if width % part:
+    if part < 1 or width % part:
         raise SpecError(f"'width' must be a multiple of '{name}' (got {width} and {part}).")
     if normalisation not in ("relation", "network"):
         raise SpecError(f"'normalisation' must be 'relation' or 'network' (got '{normalisation}').")

@@ -50,7 +50,7 @@ class NFTConfig:
     head_dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
+        if self.heads < 1 or self.width % self.heads:
             raise SpecError(f"'width' must be a multiple of 'heads' (got {self.width} and {self.heads}).")
 
 

@@ -66,7 +66,7 @@ class OperatorNetConfig:
     executor: Executor = "blocks"
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
+        if self.heads < 1 or self.width % self.heads:
             raise SpecError(f"'width' must be a multiple of 'heads' (got {self.width} and {self.heads}).")
         if self.executor not in ("blocks", "edges"):
             raise SpecError(f"'executor' must be 'blocks' or 'edges' (got '{self.executor}').")

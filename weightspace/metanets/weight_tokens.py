@@ -34,7 +34,7 @@ class WeightTokensConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
+        if self.heads < 1 or self.width % self.heads:
             raise SpecError(f"'width' must be a multiple of 'heads' (got {self.width} and {self.heads}).")
         if self.token < 1:
             raise SpecError(f"'token' must be at least 1 (got {self.token}).")

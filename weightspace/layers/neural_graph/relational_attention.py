@@ -46,7 +46,7 @@ class RelationalAttention(nn.Module):
 
     def __init__(self, graph: NeuralGraph, width: int, edge_width: int, attention_width: int, heads: int) -> None:
         super().__init__()
-        if attention_width % heads:
+        if heads < 1 or attention_width % heads:
             raise SpecError(f"'attention_width' must be a multiple of 'heads' (got {attention_width} and {heads}).")
         self.heads, self.scale = heads, attention_width**-0.5
         self.receivers = nn.ModuleList(NodeRange(graph.rows(r, sender=False)) for r in graph.relations)
