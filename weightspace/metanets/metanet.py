@@ -33,8 +33,8 @@ class Metanet(nn.Module, ABC):
             :attr:`reads` says.
         out_features: Numbers returned per network; ``None`` to return weights.
         config: Frozen dataclass of JSON-able options.
-        copies: Where weights are returned, how many versions of each network; to average the outputs of several
-            halves the error of editing at equal size (Dayan et al. 2026).
+        copies: Where weights are returned, how many versions of each network; to average the outputs of eight
+            halves the error of editing at equal size (Dayan et al. 2026, single runs).
 
     Attributes:
         piece: Networks that are read at a time on a CPU, so that temporaries stay in the cache and below the size from
