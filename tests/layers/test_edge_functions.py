@@ -30,7 +30,9 @@ def test_values_equal_the_equation(generator):
     functions = EdgeFunctions(4, 6, 2, hidden=5).double()
     values = torch.randn(3, 2, 5, 7, 4, generator=generator, dtype=torch.float64)
     units = F.silu(F.linear(values, functions.slope, functions.shift))
-    assert functions.offset is not None and functions.mix is not None and functions.read is not None
+    assert functions.offset is not None
+    assert functions.mix is not None
+    assert functions.read is not None
     expected = F.linear(values, functions.mix, functions.offset) + F.linear(units, functions.read)
     torch.testing.assert_close(torch.cat(functions(values)), expected.movedim(-1, 0))
 

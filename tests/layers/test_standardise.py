@@ -1,7 +1,9 @@
 """Per-tensor statistics."""
 
+import pytest
 import torch
 
+from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers import Standardise
 
@@ -42,3 +44,11 @@ def test_statistics_are_one_number_per_tensor_and_travel_with_the_state_dict(gen
     copy.load_state_dict(standardise.state_dict())
     assert copy.mean.shape == copy.std.shape == (4,)
     assert torch.equal(copy.std, standardise.std)
+
+
+def test_diverged_networks_are_refused():
+    layout = BlockLayout.mlp([2, 3, 1])
+    weights = {name: torch.randn(4, *shape) for name, shape in layout.shapes}
+    weights["layers.1.weight"][2, 0, 1] = torch.nan
+    with pytest.raises(SpecError, match="'layers.1.weight' of the networks .*Leave out"):
+        Standardise(layout).fit(weights)

@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.architectures.weight_spaces import SPACES, attention, mlp
 from weightspace.errors import ShapeError, SpecError
-from weightspace.graphs import BlockLayout, WeightSpace
+from weightspace.graphs import BlockLayout, WeightSpace, trace
 from weightspace.metanets import LinearNet, build_metanet, metanet_from_json, metanet_to_json
 from weightspace.testing import assert_equivariant, assert_invariant, permutation_action
 
@@ -126,6 +126,19 @@ def test_wide_inputs_are_mapped_to_a_short_axis() -> None:
     short, full = make("dws", space, max_free=8), make("dws", space, max_free=None)
     assert sum(p.numel() for p in short.parameters()) < 0.02 * sum(p.numel() for p in full.parameters())
     assert_invariant(short, weights_of(space), permutation_action(space))
+
+
+@pytest.mark.parametrize("view", ["space", "layout"])
+def test_running_statistics_are_read_and_come_back(view) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+    traced = trace(net.eval(), torch.zeros(1, 1, 4, 4))
+    weights = weights_of(traced.weight_space())
+    name = "unf" if view == "space" else "operator"
+    edited = build_metanet(name, traced, None, {"width": 8}).double().eval()(weights)
+    kept = [k for k in weights if torch.equal(edited[k], weights[k])]
+    assert sorted(kept) == ["1.running_mean", "1.running_var"]
+    reader = build_metanet(name, traced, 2, {"width": 8}).double().eval()
+    assert (reader({**weights, "1.running_var": 2 * weights["1.running_var"]}) - reader(weights)).abs().max() > 1e-6
 
 
 def test_kernel_positions_as_sets_are_told_apart_by_few_parameters() -> None:

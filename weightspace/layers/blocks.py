@@ -10,7 +10,15 @@ from torch import Tensor
 from weightspace.errors import ShapeError
 from weightspace.graphs import BlockLayout, WeightSpace
 
-__all__ = ["Architecture", "first_line", "join_blocks", "read_blocks", "split_blocks", "tensor_shapes"]
+__all__ = [
+    "Architecture",
+    "first_line",
+    "join_blocks",
+    "read_blocks",
+    "running_statistics",
+    "split_blocks",
+    "tensor_shapes",
+]
 
 Architecture: TypeAlias = BlockLayout | WeightSpace
 """What a metanetwork is built for: rectangles of edges between node layers, or tensors with a group per axis."""
@@ -77,6 +85,16 @@ def read_blocks(
     if len(set(batches.values())) > 1:
         raise ShapeError(f"All tensors must share one leading batch axis (got {batches}). Stack the state dicts.")
     return split_blocks(architecture, weights)
+
+
+def running_statistics(architecture: Architecture) -> frozenset[int]:
+    """Numbers of the blocks that hold means and variances measured by batch norm, which are no weights."""
+    if isinstance(architecture, BlockLayout):
+        roles = ("norm_mean", "norm_variance")
+        return frozenset(i for i, block in enumerate(architecture.blocks) if block.role in roles)
+    names = ("running_mean", "running_var")
+    blocks = enumerate(architecture.blocks)
+    return frozenset(i for i, block in blocks if block.view.parameter.rpartition(".")[2] in names)
 
 
 def first_line(architecture: Architecture) -> str:

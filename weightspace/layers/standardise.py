@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from weightspace.errors import SpecError
 from weightspace.layers.blocks import Architecture, split_blocks
 
 __all__ = ["Standardise"]
@@ -40,10 +41,19 @@ class Standardise(nn.Module):
         self,
         weights: Mapping[str, Tensor],  # each of shape: (B, *parameter shape)
     ) -> None:
-        """Take the statistics from a batch of networks (the training split), all entries of a block together."""
+        """Take the statistics from a batch of networks (the training split), all entries of a block together.
+
+        Raises:
+            SpecError: a number is infinite or not a number.
+        """
         for i, values in split_blocks(self.architecture, weights).items():
             if values.numel() > 1:
                 std, mean = torch.std_mean(values.double())
+                if not bool(std.isfinite()):
+                    raise SpecError(
+                        f"'{self.architecture.blocks[i].name}' of the networks that normalisation is fitted on holds "
+                        "numbers that are infinite or not numbers. Leave out the networks whose training diverged."
+                    )
                 self.mean[i] = mean
                 self.std[i] = std if std > 1e-8 * (1 + mean.abs()) else 1.0
 

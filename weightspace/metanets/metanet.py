@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import SpecError
 from weightspace.graphs import BlockLayout, WeightSpace
-from weightspace.layers.blocks import Architecture, first_line, join_blocks, read_blocks
+from weightspace.layers.blocks import Architecture, first_line, join_blocks, read_blocks, running_statistics
 from weightspace.layers.standardise import Standardise
 
 __all__ = ["Metanet"]
@@ -27,6 +27,7 @@ class Metanet(nn.Module, ABC):
     with a vector per network (subclasses implement :meth:`_embed` and set ``head``). Without, it answers with new
     weights: each block becomes :math:`w + \gamma \sigma u(w)`, where :math:`u` is what :meth:`_edits` returns,
     :math:`\sigma` the deviation of the block and :math:`\gamma` a learned scale per block that starts at 0.01.
+    Running statistics of batch norm come back as they were: an edited variance may be negative.
 
     Args:
         architecture: Of the networks that are read: a :class:`BlockLayout` or a :class:`WeightSpace`, as
@@ -70,6 +71,7 @@ class Metanet(nn.Module, ABC):
         self.standardise = Standardise(architecture)
         if out_features is None:
             self.kind = "equivariant"
+            self.statistics = running_statistics(architecture)
             self.edit_scale = nn.Parameter(torch.full((len(architecture.blocks),), _EDIT_SCALE))
 
     @property
@@ -126,7 +128,7 @@ class Metanet(nn.Module, ABC):
         length = self.edit_scale * self.standardise.std
         edited = {
             i: torch.add(w.unsqueeze(1), length[i] * edits[i])
-            if i in edits
+            if i in edits and i not in self.statistics
             else w.unsqueeze(1).expand(-1, self.copies, *w.shape[1:])
             for i, w in raw.items()
         }
