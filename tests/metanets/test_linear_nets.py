@@ -165,6 +165,11 @@ def test_bad_arguments_are_refused() -> None:
     space = mlp(2, 3, 1)
     with pytest.raises(SpecError, match="DWSNet is built from a WeightSpace .*Pass the trace"):
         build_metanet("dws", BlockLayout.mlp([2, 3, 1]), 2)
+    with pytest.raises(SpecError, match="'architecture' must be a trace, .*got Linear.*Pass trace"):
+        build_metanet("dws", nn.Linear(2, 3), 2)  # pyright: ignore[reportArgumentType]
+    for wrong in (0, -1, "4"):
+        with pytest.raises(SpecError, match=f"'out_features' must be a positive number.*got {wrong!r}"):
+            build_metanet("dws", space, wrong)  # pyright: ignore[reportArgumentType]
     with pytest.raises(SpecError, match="'copies' must be at least 1, and 1 where vectors are returned .got 2"):
         build_metanet("dws", space, 2, copies=2)
     with pytest.raises(SpecError, match="StatNN returns no weights"):

@@ -54,8 +54,13 @@ _KEYS: dict[type[Any], str] = {BlockLayout: "layout", WeightSpace: "space"}
 
 def view_of(architecture: Trace | Architecture, view: type[Any]) -> Architecture:
     """The view of a trace that a metanetwork reads; a view is returned as it is."""
-    if not isinstance(architecture, Trace):
+    if isinstance(architecture, BlockLayout | WeightSpace):
         return architecture
+    if not isinstance(architecture, Trace):
+        raise SpecError(
+            f"'architecture' must be a trace, a BlockLayout or a WeightSpace (got {type(architecture).__name__}). "
+            "Pass trace(module, *inputs)."
+        )
     return architecture.layout() if view is BlockLayout else architecture.weight_space()
 
 

@@ -63,6 +63,8 @@ class Metanet(nn.Module, ABC):
                 f"{name} is built from a {self.reads.__name__} (got {type(architecture).__name__}). Pass the trace to "
                 "build_metanet, which picks the right view."
             )
+        if out_features is not None and (not isinstance(out_features, int) or out_features < 1):
+            raise SpecError(f"'out_features' must be a positive number, or None for weights (got {out_features!r}).")
         if out_features is None and type(self)._edits is Metanet._edits:
             self._edits({}, {}, {})
         if copies < 1 or (copies > 1 and out_features is not None):
