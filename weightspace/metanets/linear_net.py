@@ -158,7 +158,9 @@ class LinearNet(Metanet):
             self.embedding_features = self.pool.out_features
             self.head = _head(self.embedding_features, config, out_features)
         numbers = sum(math.prod(m.sizes) * c for m, c in zip(features.maps, hidden, strict=True))
-        self.piece = None if config.norm == "batch" else max(1, _PIECE // numbers)  # batch norm learns from the whole
+        if config.norm != "batch":  # which learns from the whole batch
+            # Every piece adds to the gradients of all parameters: it is to be worth it.
+            self.piece = max(1, max(_PIECE, sum(p.numel() for p in self.parameters())) // numbers)
         self.calibrate()
 
     @classmethod
