@@ -11,7 +11,13 @@ from torch import Tensor
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
 from weightspace.layers.scaling_kinds import scaling_kinds
 
-__all__ = ["BlockRoles", "Side", "collect", "odd_layers", "scatter"]
+__all__ = ["GIVERS", "NEURONS", "BlockRoles", "Side", "collect", "odd_layers", "scatter"]
+
+NEURONS = ("input", "hidden", "output")
+"""Kinds of node layers that compute something, or are given it."""
+
+GIVERS = ("bias", "norm", "constant", "parameter")
+"""Kinds of node layers that only give their parameters to neurons."""
 
 Side = Literal["target", "source"]
 

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.neural_graph.pna import keep_moment_
+from weightspace.layers.neural_graph.pna import SILU_MOMENT, keep_moment_
 from weightspace.layers.readout import InvariantReadout, head
 from weightspace.metanets.metanet import Metanet
 
 __all__ = ["DeepSets", "DeepSetsConfig"]
-
-_SILU_MOMENT = 0.3557
-"""Second moment of silu of a standard normal number, by quadrature."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,8 @@ class _SetLayer(nn.Module):
 
     def __init__(self, tensors: int, width: int) -> None:
         super().__init__()
-        self.own = keep_moment_(nn.Linear(width, width, bias=False), moment=_SILU_MOMENT)
-        self.context = keep_moment_(nn.Linear(tensors * width, width), moment=_SILU_MOMENT)
+        self.own = keep_moment_(nn.Linear(width, width, bias=False), moment=SILU_MOMENT)
+        self.context = keep_moment_(nn.Linear(tensors * width, width), moment=SILU_MOMENT)
         self.tensor = nn.Parameter(torch.zeros(tensors, width))
 
     def forward(self, x: list[Tensor]) -> list[Tensor]:

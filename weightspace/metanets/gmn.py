@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.block_roles import nodes_of, scatter
+from weightspace.layers.block_roles import NEURONS, nodes_of, scatter
 from weightspace.layers.blocks import Architecture
 from weightspace.layers.messages.edge_states import EdgeEmbedding, EdgeUpdate, joined_edges, unit_edges
 from weightspace.layers.messages.message_layer import Executor, MessageLayer
@@ -22,8 +22,6 @@ from weightspace.layers.readout import InvariantReadout, head
 from weightspace.metanets.metanet import Metanet
 
 __all__ = ["GraphMetanetwork", "GraphMetanetworkConfig"]
-
-_NEURONS = ("input", "hidden", "output")
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ class GraphMetanetwork(Metanet):
         skipped: Collection[str] = stateless_layers(layout) if config.biases == "features" else ()
         layers = [layer for layer in layout.layers if layer.name not in skipped]
         self.names = [layer.name for layer in layers]
-        self.neurons = [layer.name for layer in layers if layer.kind in _NEURONS]
+        self.neurons = [layer.name for layer in layers if layer.kind in NEURONS]
         self.carriers = [i for i, block in enumerate(layout.blocks) if block.source not in skipped]
         self.sizes = {layer.name: layer.size for layer in layers}
         self.nodes = nn.ParameterList(

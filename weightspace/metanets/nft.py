@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.axis_attention import AxisAttention, EntryTable
+from weightspace.layers.block_roles import GIVERS
 from weightspace.layers.readout import head
 from weightspace.metanets.metanet import Metanet
 
 __all__ = ["NFT", "NFTConfig"]
-
-_GIVERS = ("bias", "norm", "constant", "parameter")
-"""Kinds of node layers that are no neuron axis."""
 
 
 _PIECE = 2**21
@@ -158,7 +156,7 @@ class NFT(Metanet):
     ) -> None:
         config = config or NFTConfig()
         super().__init__(layout, out_features, config, copies=copies)
-        self.table = EntryTable(layout, [layer.name for layer in layout.layers if layer.kind not in _GIVERS])
+        self.table = EntryTable(layout, [layer.name for layer in layout.layers if layer.kind not in GIVERS])
         self.embedding = _Embedding(layout, self.table, config)
         self.layers = nn.ModuleList(_Block(self.table, config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)

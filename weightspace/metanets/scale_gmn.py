@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
+from weightspace.layers.block_roles import GIVERS
 from weightspace.layers.readout import head
 from weightspace.layers.scale.scale_equivariant import ScaleInv
 from weightspace.layers.scale.scale_round import EdgeKey, ScaleRound, plan_rounds, routes_of
@@ -19,9 +20,6 @@ from weightspace.layers.scaling_kinds import Symmetry, scaling_kinds
 from weightspace.metanets.metanet import Metanet
 
 __all__ = ["ScaleGMN", "ScaleGMNConfig"]
-
-_GIVERS = ("bias", "norm", "constant", "parameter")
-"""Kinds of node layers that only give their parameters to neurons."""
 
 Readout = Literal["full_graph", "last_layer"]
 
@@ -109,7 +107,7 @@ class ScaleGMN(Metanet):
         super().__init__(layout, out_features, config, copies=copies)
         self.kinds = kinds = scaling_kinds(layout, config.symmetry)
         targets = {block.target for block in layout.blocks}
-        self.neurons = [x.name for x in layout.layers if x.kind not in _GIVERS or x.name in targets]
+        self.neurons = [x.name for x in layout.layers if x.kind not in GIVERS or x.name in targets]
         self.outputs = [x.name for x in layout.layers if x.kind == "output"]
         width, routes = config.width, routes_of(layout, self.neurons, bidirectional=config.bidirectional)
         self.pooled = [x.name for x in layout.layers if self._is_pooled(x.name, x.kind, config)]

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
+from weightspace.layers.block_roles import NEURONS
 
 __all__ = ["EdgeKind", "NeuralGraph", "NodeRange", "Relation"]
-
-_NEURONS = ("input", "hidden", "output")
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ class NeuralGraph:
 def _is_folded(layout: BlockLayout, layer: NodeLayer) -> bool:
     """Whether a layer is one node that only sends parameters, so that those can sit on the nodes they reach."""
     touching = [b for b in layout.blocks if layer.name in (b.source, b.target)]
-    return layer.size == 1 and layer.kind not in _NEURONS and all(_is_feature(b, layer.name) for b in touching)
+    return layer.size == 1 and layer.kind not in NEURONS and all(_is_feature(b, layer.name) for b in touching)
 
 
 def _is_feature(block: EdgeBlock, source: str) -> bool:

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph, NodeRange
 from weightspace.layers.neural_graph.node_reduce import NodeReduce
 
-__all__ = ["PrincipalAggregation", "PrincipalConv", "SplitEdgeUpdate", "keep_moment_"]
+__all__ = ["SILU_MOMENT", "PrincipalAggregation", "PrincipalConv", "SplitEdgeUpdate", "keep_moment_"]
 
 _VARIANCE_FLOOR = 1e-5
 """Corso et al. 2020: keeps the derivative of the deviation finite."""
-_SILU_MOMENT = 0.3557
+SILU_MOMENT = 0.3557
 """Second moment of silu of a standard normal number, by quadrature."""
 
 
@@ -166,7 +166,7 @@ class SplitEdgeUpdate(nn.Module):
         self.edge = keep_moment_(nn.Linear(edge_width, edge_width, bias=False), terms=3)
         self.from_receiver = keep_moment_(nn.Linear(width, edge_width), terms=3)
         self.from_sender = keep_moment_(nn.Linear(width, edge_width, bias=False), terms=3)
-        self.out = keep_moment_(nn.Linear(edge_width, edge_width), moment=_SILU_MOMENT)
+        self.out = keep_moment_(nn.Linear(edge_width, edge_width), moment=SILU_MOMENT)
 
     def forward(self, edges: Sequence[Tensor], x: Tensor) -> list[Tensor]:
         """New edge states by relation."""
