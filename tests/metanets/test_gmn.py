@@ -125,5 +125,5 @@ def test_the_global_feature_carries_a_sum_of_the_whole_network(build, random_wei
 
 def test_unknown_choices_are_refused(siren):
     for option in ("biases", "residual"):
-        with pytest.raises(SpecError, match=f"'{option}' must be '.*' or '.*' .got 'other'"):
+        with pytest.raises(SpecError, match=f"'{option}' of .* must be one of .* .got 'other'"):
             build_metanet("gmn", siren, 3, {option: "other"})

@@ -176,11 +176,11 @@ def test_bad_arguments_are_refused() -> None:
         build_metanet("statnn", BlockLayout.mlp([2, 3, 1]), None)
     with pytest.raises(SpecError, match="returns weights, so it has no embedding"):
         make("unf", space, None).embed(weights_of(space))
-    with pytest.raises(SpecError, match="'ends' must be one of"):
+    with pytest.raises(SpecError, match="'ends' of .* must be one of"):
         build_metanet("nfn", space, 2, {"ends": "open"})
-    with pytest.raises(SpecError, match="'positions' must be one of .*got 'axes'"):
+    with pytest.raises(SpecError, match="'positions' of .* must be one of .*got 'axes'"):
         build_metanet("nfn", space, 2, {"positions": "axes"})
-    with pytest.raises(SpecError, match="'norm' must be one of"):
+    with pytest.raises(SpecError, match="'norm' of .* must be one of"):
         build_metanet("nfn", space, 2, {"norm": "group"})
     with pytest.raises(SpecError, match="'layers' must be at least 1"):
         build_metanet("nfn", space, 2, {"layers": 0})

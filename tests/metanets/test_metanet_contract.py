@@ -111,13 +111,3 @@ def test_a_record_without_a_known_metanetwork_is_refused(siren, build):
 
     with pytest.raises(SpecError, match="Own is not among"):
         metanet_to_json(Own(siren, 2))
-
-
-@pytest.mark.parametrize(
-    ("name", "option"),
-    [("operator", "heads"), ("nft", "heads"), ("weight_tokens", "heads"), ("gmn", "edge_width"),
-     ("neural_graph_transformer", "heads")],
-)  # fmt: skip
-def test_a_width_is_not_divided_by_zero(name, option):
-    with pytest.raises(SpecError, match=f"must be a multiple of '{option}' .got [0-9]+ and 0"):
-        build_metanet(name, BlockLayout.mlp([2, 4, 1]), 3, {option: 0})

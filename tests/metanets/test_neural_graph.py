@@ -332,7 +332,7 @@ def test_probes(name, siren, random_weights, permute_neurons):
 
 
 def test_bad_options_are_refused(siren):
-    with pytest.raises(SpecError, match="'readout' must be 'outputs', 'mean' or 'max' .got 'last'"):
+    with pytest.raises(SpecError, match="'readout' of .* must be one of .'outputs', 'mean', 'max'. .got 'last'"):
         NeuralGraphNet(siren, 3, NeuralGraphNetConfig(readout="last"))  # pyright: ignore[reportArgumentType]
     with pytest.raises(SpecError, match="'attention_width' must be a multiple of 'heads' .got 12 and 8"):
         NeuralGraphTransformer(siren, 3, NeuralGraphTransformerConfig(attention_width=12))

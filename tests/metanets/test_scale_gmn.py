@@ -163,7 +163,7 @@ def test_bad_options_are_refused(siren):
         ScaleGMNConfig(readout="mean")  # pyright: ignore[reportArgumentType]
     with pytest.raises(SpecError, match="'layers' of ScaleGMN must be at least 1"):
         ScaleGMNConfig(layers=0)
-    with pytest.raises(SpecError, match="'symmetry' must be one of"):
+    with pytest.raises(SpecError, match="'symmetry' of ScaleGMN must be one of"):
         ScaleGMN(siren, 3, ScaleGMNConfig(symmetry="all"))  # pyright: ignore[reportArgumentType]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from weightspace.errors import ShapeError
@@ -56,6 +57,7 @@ def read_blocks(
     architecture: Architecture,
     weights: Mapping[str, Tensor],  # each of shape: (B, *parameter shape)
     reader: str,
+    like: Tensor,
 ) -> dict[int, Tensor]:
     """:func:`split_blocks` after a check that these are weights of the architecture.
 
@@ -63,10 +65,13 @@ def read_blocks(
         architecture: What ``reader`` was built for.
         weights: A batched state dict.
         reader: Name for the messages.
+        like: Of the reader: weights must be on its device and, outside autocast, of its type.
 
     Raises:
-        ShapeError: a tensor is missing, unknown or of another shape, or batch sizes differ.
+        ShapeError: this is no mapping of tensors; a tensor is missing, unknown or of another shape; batch sizes
+            differ or there is no batch axis; a tensor is of another type or on another device than the reader.
     """
+    _check_tensors(weights, reader)
     shapes = tensor_shapes(architecture)
     known = {*shapes, *dict(architecture.aliases)}
     extra = [name for name, value in weights.items() if name not in known and value.is_floating_point()]
@@ -81,10 +86,45 @@ def read_blocks(
             f"The state dict lacks {missing} (it has {list(weights)}). Was it saved from another architecture, or made "
             "of named_parameters()? Running statistics are read too: stack whole state dicts."
         )
+    _check_kind(shapes, weights, reader, like)
+    if all(weights[name].shape == shape for name, shape in shapes.items()):
+        raise ShapeError(
+            f"{reader} reads batches, and the state dict is of a single network. Add the batch axis: "
+            "{name: w[None] for name, w in weights.items()}."
+        )
     batches = {name: tuple(weights[name].shape[:1]) for name in shapes}
     if len(set(batches.values())) > 1:
         raise ShapeError(f"All tensors must share one leading batch axis (got {batches}). Stack the state dicts.")
     return split_blocks(architecture, weights)
+
+
+def _check_tensors(weights: Mapping[str, Tensor], reader: str) -> None:
+    if not isinstance(weights, Mapping):
+        raise ShapeError(
+            f"{reader} reads one mapping from names to tensors with a leading batch axis (got {type(weights).__name__})"
+            ". Stack the state dicts of several networks name by name."
+        )
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise ShapeError(f"'{name}' for {reader} must be a tensor (got {type(value).__name__}). Convert it.")
+
+
+def _check_kind(names: Iterable[str], weights: Mapping[str, Tensor], reader: str, like: Tensor) -> None:
+    for name in names:
+        value = weights[name]
+        if value.device != like.device:
+            raise ShapeError(
+                f"'{name}' is on device {value.device} and {reader} on {like.device}. Move one with .to(device)."
+            )
+        if value.dtype != like.dtype and not (value.is_floating_point() and _is_autocast(value.device.type)):
+            raise ShapeError(
+                f"'{name}' is of type {value.dtype} and {reader} of {like.dtype}. Convert the weights, or the "
+                "metanetwork with .double() and the like."
+            )
+
+
+def _is_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def running_statistics(architecture: Architecture) -> frozenset[int]:

@@ -56,8 +56,8 @@ class FlatMLP(Metanet):
         self.blocks = [i for i, block in enumerate(layout.blocks) if block.view is not None]
         inputs = sum(layout.blocks[i].numel for i in self.blocks)
         self.body = _mlp(inputs, config.width, config.depth, config.dropout)
-        self.embedding_features = config.width
-        self.head = nn.Linear(config.width, out_features)
+        self.embedding_features = config.width if config.depth else inputs
+        self.head = nn.Linear(self.embedding_features, out_features)
 
     def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
         return self.body(torch.cat([standard[i].flatten(1) for i in self.blocks], dim=-1))
@@ -100,8 +100,8 @@ class StatNN(Metanet):
         self.register_buffer("statistic_mean", torch.zeros(inputs))
         self.register_buffer("statistic_std", torch.ones(inputs))
         self.body = _mlp(inputs, config.width, config.depth, config.dropout)
-        self.embedding_features = config.width
-        self.head = nn.Linear(config.width, out_features)
+        self.embedding_features = config.width if config.depth else inputs
+        self.head = nn.Linear(self.embedding_features, out_features)
 
     @torch.no_grad()
     def fit_normalisation(self, weights: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from weightspace.errors import SpecError
@@ -20,6 +20,7 @@ from weightspace.metanets.neural_graph_transformer import NeuralGraphTransformer
 from weightspace.metanets.nfn import NFN, NFNConfig
 from weightspace.metanets.nft import NFT, NFTConfig
 from weightspace.metanets.operator_net import OperatorNet, OperatorNetConfig
+from weightspace.metanets.options import config_from
 from weightspace.metanets.scale_gmn import ScaleGMN, ScaleGMNConfig
 from weightspace.metanets.unf import UNF, UNFConfig
 from weightspace.metanets.weight_tokens import WeightTokens, WeightTokensConfig
@@ -52,10 +53,19 @@ _METANETS: dict[str, tuple[type[Any], type[Any]]] = {
 _KEYS: dict[type[Any], str] = {BlockLayout: "layout", WeightSpace: "space"}
 
 
-def view_of(architecture: Trace | Architecture, view: type[Any]) -> Architecture:
-    """The view of a trace that a metanetwork reads; a view is returned as it is."""
+def view_of(architecture: Trace | Architecture, view: type[Any], reader: str = "The metanetwork") -> Architecture:
+    """The view of a trace that a metanetwork reads; that view is returned as it is.
+
+    Raises:
+        SpecError: neither a trace nor this view.
+    """
     if isinstance(architecture, BlockLayout | WeightSpace):
-        return architecture
+        if isinstance(architecture, view):
+            return architecture
+        raise SpecError(
+            f"{reader} is built from a {view.__name__} (got {type(architecture).__name__}). Pass the trace, of "
+            "which the right view is taken."
+        )
     if not isinstance(architecture, Trace):
         raise SpecError(
             f"'architecture' must be a trace, a BlockLayout or a WeightSpace (got {type(architecture).__name__}). "
@@ -99,14 +109,10 @@ def build_metanet(
         raise SpecError(f"'name' must be one of {list(_METANETS)} (got '{name}').")
     model, config_type = _METANETS[name]
     if config is None or isinstance(config, Mapping):
-        options = {field.name for field in fields(config_type)}
-        unknown = sorted(set(config or {}) - options)
-        if unknown:
-            raise SpecError(f"'config' of metanetwork '{name}' has no option {unknown}. It has {sorted(options)}.")
-        config = config_type(**(config or {}))
+        config = config_from(config_type, config or {}, f"metanetwork '{name}'")
     if not isinstance(config, config_type):
         raise SpecError(f"'config' of metanetwork '{name}' must be a {config_type.__name__} (got {config!r}).")
-    architecture = view_of(architecture, model.reads)
+    architecture = view_of(architecture, model.reads, model.__name__)
     if probe is None:
         return model(architecture, out_features, config, copies=copies)
     if not hasattr(config, "probes"):

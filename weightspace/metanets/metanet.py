@@ -9,10 +9,18 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from weightspace.errors import SpecError
+from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs import BlockLayout, WeightSpace
-from weightspace.layers.blocks import Architecture, first_line, join_blocks, read_blocks, running_statistics
+from weightspace.layers.blocks import (
+    Architecture,
+    first_line,
+    join_blocks,
+    read_blocks,
+    running_statistics,
+    tensor_shapes,
+)
 from weightspace.layers.standardise import Standardise
+from weightspace.metanets.options import check_config, is_number
 
 __all__ = ["Metanet"]
 
@@ -63,12 +71,13 @@ class Metanet(nn.Module, ABC):
                 f"{name} is built from a {self.reads.__name__} (got {type(architecture).__name__}). Pass the trace to "
                 "build_metanet, which picks the right view."
             )
-        if out_features is not None and (not isinstance(out_features, int) or out_features < 1):
+        check_config(config, name)
+        if out_features is not None and (not is_number(out_features) or out_features < 1):
             raise SpecError(f"'out_features' must be a positive number, or None for weights (got {out_features!r}).")
         if out_features is None and type(self)._edits is Metanet._edits:
             self._edits({}, {}, {})
-        if copies < 1 or (copies > 1 and out_features is not None):
-            raise SpecError(f"'copies' must be at least 1, and 1 where vectors are returned (got {copies}).")
+        if not is_number(copies) or copies < 1 or (copies > 1 and out_features is not None):
+            raise SpecError(f"'copies' must be at least 1, and 1 where vectors are returned (got {copies!r}).")
         self.architecture, self.out_features, self.config, self.copies = architecture, out_features, config, copies
         self.standardise = Standardise(architecture)
         if out_features is None:
@@ -90,8 +99,14 @@ class Metanet(nn.Module, ABC):
         self,
         weights: Mapping[str, Tensor],  # each of shape: (B, *parameter shape)
     ) -> None:
-        """Take the normalisation statistics from these networks; call it once, with the training split."""
-        self._blocks(weights)
+        """Take the normalisation statistics from these networks; call it once, with the training split.
+
+        Raises:
+            ShapeError: the weights belong to another architecture, or are of no network.
+            SpecError: a number is infinite or not a number.
+        """
+        if not _count(self._blocks(weights)):
+            raise ShapeError("Normalisation must be fitted on at least one network (got 0). Give the training split.")
         self.standardise.fit(weights)
 
     def embed(
@@ -102,11 +117,15 @@ class Metanet(nn.Module, ABC):
 
         Raises:
             SpecError: the metanetwork returns weights.
-            ShapeError: the weights belong to another architecture.
+            ShapeError: the weights belong to another architecture, or are of another type or on another device than
+                the metanetwork.
         """
         if self.kind == "equivariant":
             raise SpecError(f"This {type(self).__name__} returns weights, so it has no embedding. Give 'out_features'.")
-        parts = [self._embed(*piece) for piece in self._pieces(weights, self._blocks(weights))]
+        raw = self._blocks(weights)
+        if not _count(raw):
+            return self.standardise.mean.new_empty(0, self.embedding_features)
+        parts = [self._embed(*piece) for piece in self._pieces(weights, raw)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def forward(
@@ -116,15 +135,20 @@ class Metanet(nn.Module, ABC):
         """Answer per network, shape ``(B, out_features)``, or new weights.
 
         New weights are a state dict of tensors ``(B, *parameter shape)``; with ``copies`` above 1
-        ``(B, copies, *parameter shape)``.
+        ``(B, copies, *parameter shape)``. An empty batch gives an empty answer.
+        Weights that are NaN make the answer for their network NaN, and in evaluation mode no other.
 
         Raises:
-            ShapeError: the weights belong to another architecture.
+            ShapeError: the weights belong to another architecture, or are of another type or on another device than
+                the metanetwork.
         """
         return self._edit(weights) if self.kind == "equivariant" else self.head(self.embed(weights))
 
     def _edit(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raw = self._blocks(weights)
+        if not _count(raw):
+            empty, versions = self.edit_scale.new_empty, (self.copies,) * (self.copies > 1)
+            return {name: empty(0, *versions, *shape) for name, shape in tensor_shapes(self.architecture).items()}
         parts = [self._edits(*piece) for piece in self._pieces(weights, raw)]
         edits = parts[0] if len(parts) == 1 else {i: torch.cat([part[i] for part in parts]) for i in parts[0]}
         length = self.edit_scale * self.standardise.std
@@ -164,9 +188,14 @@ class Metanet(nn.Module, ABC):
 
     def _blocks(self, weights: Mapping[str, Tensor]) -> dict[int, Tensor]:
         """Values of the blocks that carry parameters, by block number, after a check of the state dict."""
-        return read_blocks(self.architecture, weights, type(self).__name__)
+        return read_blocks(self.architecture, weights, type(self).__name__, self.standardise.mean)
 
     def extra_repr(self) -> str:
         """In and out."""
         out = "weights" if self.out_features is None else self.out_features
         return f"{first_line(self.architecture)} -> {out}"
+
+
+def _count(raw: Mapping[int, Tensor]) -> int:
+    """Number of networks in a batch."""
+    return len(next(iter(raw.values())))

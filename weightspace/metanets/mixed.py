@@ -176,7 +176,7 @@ class SharedMetanet(nn.Module, ABC):
         return self.head(self.embed(groups))
 
     def _blocks(self, layout: BlockLayout, weights: Mapping[str, Tensor]) -> dict[int, Tensor]:
-        return read_blocks(layout, weights, type(self).__name__)
+        return read_blocks(layout, weights, type(self).__name__, self.standardise.mean)
 
     def _by_type(self) -> dict[str, Any]:
         """Parameters by type that are used once per group, worked out once per batch."""
