@@ -8,12 +8,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 
-from weightspace.errors import CheckpointError, SpecError
-from weightspace.graphs import BlockLayout
-from weightspace.metanets import build_metanet, metanet_names
-from weightspace.training import from_pretrained, push_to_hub, save_pretrained
+from weightspace.errors import CheckpointError, SpecError, ZooWriteError
+from weightspace.graphs import BlockLayout, trace
+from weightspace.metanets import (
+    SharedGraphMetanetwork,
+    SharedMetanet,
+    SharedOperatorNet,
+    SharedOperatorNetConfig,
+    build_metanet,
+    metanet_names,
+)
+from weightspace.training import from_pretrained, pretrained, push_to_hub, save_pretrained
 
 LAYOUT = BlockLayout.mlp([2, 5, 4, 1], activation="tanh")
 
@@ -21,6 +29,13 @@ LAYOUT = BlockLayout.mlp([2, 5, 4, 1], activation="tanh")
 def weights(batch: int = 3) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {n: torch.randn(batch, *s, generator=generator) for n, s in LAYOUT.shapes}
+
+
+def describe(folder: Path, config: dict | None) -> None:
+    """Tensors as they are, with another configuration in their header or none."""
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    metadata = None if config is None else {"weightspace": json.dumps(config)}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata)
 
 
 @pytest.mark.parametrize("name", metanet_names(BlockLayout))
@@ -37,19 +52,87 @@ def test_round_trip_with_normalisation(name, tmp_path) -> None:
 
 def test_damage_is_named(tmp_path) -> None:
     net = build_metanet("statnn", LAYOUT, 3)
-    with pytest.raises(CheckpointError, match="holds no metanetwork .*save_pretrained"):
+    with pytest.raises(CheckpointError, match="holds no metanetwork .*'model.safetensors' is missing.*save_pretrained"):
         from_pretrained(tmp_path)
     save_pretrained(net, tmp_path)
     with pytest.raises(CheckpointError, match="reads networks of BlockLayout.*not of BlockLayout.*Take one"):
         from_pretrained(tmp_path, architecture=BlockLayout.mlp([2, 6, 1]))
-    tensors = tmp_path / "model.safetensors"
-    tensors.write_bytes(tensors.read_bytes()[:-20])
-    with pytest.raises(CheckpointError, match="missing, damaged or of another metanetwork"):
-        from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "format": 99}))
+    describe(tmp_path, {**config, "format": 99})
     with pytest.raises(CheckpointError, match="has format 99"):
         from_pretrained(tmp_path)
+    describe(tmp_path, {"torch": "2"})
+    with pytest.raises(CheckpointError, match="'config.json' is missing or damaged: KeyError"):
+        from_pretrained(tmp_path)
+    other = build_metanet("statnn", LAYOUT, 4)
+    safetensors.torch.save_file(other.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="missing, damaged or of another metanetwork .Error"):
+        from_pretrained(tmp_path)
+    tensors = tmp_path / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match="'model.safetensors' is missing or damaged"):
+        from_pretrained(tmp_path)
+
+
+def test_the_wrong_view_is_named(tmp_path) -> None:
+    save_pretrained(build_metanet("statnn", LAYOUT, 3), tmp_path)
+    read = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    traced = trace(read, torch.zeros(1, 2))
+    with pytest.raises(SpecError, match="StatNN is built from a BlockLayout .got WeightSpace.*Pass the trace"):
+        from_pretrained(tmp_path, architecture=traced.weight_space())
+    with pytest.raises(CheckpointError, match="reads networks of BlockLayout"):
+        from_pretrained(tmp_path, architecture=traced)
+
+
+def test_folders_without_a_header_are_read(tmp_path) -> None:
+    """As the first version wrote them."""
+    net = build_metanet("statnn", LAYOUT, 3).eval()
+    save_pretrained(net, tmp_path)
+    describe(tmp_path, None)
+    assert torch.equal(from_pretrained(tmp_path)(weights()), net(weights()))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="'config.json' is missing or damaged: FileNotFoundError"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_save_that_is_cut_off_leaves_the_old_or_the_new_one(written, tmp_path, monkeypatch) -> None:
+    old, new = build_metanet("mlp", LAYOUT, 3).eval(), build_metanet("mlp", LAYOUT, 3, {"width": 8}).eval()
+    save_pretrained(old, tmp_path)
+    publish, left = pretrained.publish, iter(range(written))
+
+    def stop(path, chunks):
+        if next(left, None) is None:
+            raise ZooWriteError("no room")
+        publish(path, chunks)
+
+    monkeypatch.setattr(pretrained, "publish", stop)
+    with pytest.raises(ZooWriteError, match="no room"):
+        save_pretrained(new, tmp_path)
+    assert torch.equal(from_pretrained(tmp_path)(weights()), (new if written else old)(weights()))
+
+
+def test_precision_is_kept(tmp_path) -> None:
+    net = build_metanet("deep_sets", LAYOUT, 3).double().eval()
+    save_pretrained(net, tmp_path)
+    double = {k: w.double() for k, w in weights().items()}
+    assert torch.equal(from_pretrained(tmp_path)(double), net(double))
+
+
+def test_metanetworks_for_mixed_architectures(tmp_path) -> None:
+    deep = BlockLayout.mlp([3, 4, 4, 4, 2])
+    groups = [(LAYOUT, weights()), (deep, {n: torch.ones(2, *s) for n, s in deep.shapes})]
+    nets = [
+        SharedOperatorNet([LAYOUT, deep], 3, SharedOperatorNetConfig(width=8, heads=4)),
+        SharedGraphMetanetwork([LAYOUT], 2),
+    ]
+    for net in nets:
+        net.eval().fit_normalisation(groups)
+        save_pretrained(net, tmp_path)
+        again = from_pretrained(tmp_path, architecture=deep)  # reads any
+        assert isinstance(again, SharedMetanet)
+        assert torch.equal(again(groups), net(groups))
+    assert "networks of mixed architectures" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize("key", ["name", "layout", "out_features", "config"])
@@ -57,7 +140,7 @@ def test_a_config_that_lacks_a_key_is_named(key, tmp_path) -> None:
     save_pretrained(build_metanet("statnn", LAYOUT, 3), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["model"][key]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    describe(tmp_path, config)
     with pytest.raises(CheckpointError, match="does not describe a metanetwork"):
         from_pretrained(tmp_path)
 

@@ -139,7 +139,16 @@ def metanet_to_json(metanet: Metanet) -> dict[str, Any]:
 
 
 def architecture_from_json(record: Mapping[str, Any]) -> Architecture:
-    """What the metanetwork that :func:`metanet_to_json` described reads."""
+    """What the metanetwork that :func:`metanet_to_json` described reads.
+
+    Raises:
+        SpecError: it reads mixed architectures.
+    """
+    if "types" in record:
+        raise SpecError(
+            f"'{record['name']}' reads mixed architectures, so it has no single one. Build it with "
+            "shared_metanet_from_json."
+        )
     return next(view.from_json(record[key]) for view, key in _KEYS.items() if key in record)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from weightspace.layers.mixed.shared_plan import INDEX_FEATURES, SIZE_FEATURES, 
 from weightspace.layers.mixed.shared_readout import SharedReadout
 from weightspace.layers.mixed.shared_standardise import Normalisation, SharedStandardise
 from weightspace.layers.readout import head
+from weightspace.metanets.options import check_config, config_from, is_number
 
 __all__ = [
     "Group",
@@ -125,6 +126,9 @@ class SharedMetanet(nn.Module, ABC):
 
     def __init__(self, architectures: Sequence[BlockLayout] | RelationTypes, out_features: int, config: Any) -> None:
         super().__init__()
+        check_config(config, type(self).__name__)
+        if not is_number(out_features) or out_features < 1:
+            raise SpecError(f"'out_features' must be a positive number (got {out_features!r}).")
         if not isinstance(architectures, RelationTypes):
             if not architectures:
                 raise SpecError(
@@ -212,7 +216,14 @@ class SharedMetanet(nn.Module, ABC):
         """One vector per network of a group."""
 
     def to_json(self) -> dict[str, Any]:
-        """What :func:`shared_metanet_from_json` needs to make an untrained copy."""
+        """What :func:`shared_metanet_from_json` needs to make an untrained copy.
+
+        Raises:
+            SpecError: a class of your own, which has no name.
+        """
+        if type(self) not in _NAMES:
+            known = [model.__name__ for model in _NAMES]
+            raise SpecError(f"{type(self).__name__} is not among {known}. Record how to build it yourself.")
         return {
             "name": _NAMES[type(self)],
             "types": self.types.to_json(),
@@ -327,10 +338,7 @@ def shared_metanet_from_json(record: Mapping[str, Any]) -> SharedMetanet:
     model = next((model for model, name in _NAMES.items() if name == record["name"]), None)
     if model is None:
         raise SpecError(f"'name' must be one of {list(_NAMES.values())} (got '{record['name']}').")
-    known = {field.name for field in fields(model.config_type)}
-    if unknown := sorted(set(record["config"]) - known):
-        raise SpecError(f"'config' of '{record['name']}' has no option {unknown}. It has {sorted(known)}.")
-    config = model.config_type(**record["config"])
+    config = config_from(model.config_type, record["config"], f"'{record['name']}'")
     return model(RelationTypes.from_json(record["types"]), record["out_features"], config)
 
 
