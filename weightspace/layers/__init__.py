@@ -14,6 +14,7 @@ from weightspace.layers.messages.streamed_operator import StreamedOperator
 from weightspace.layers.messages.weight_edits import EdgeEdit, NodeEdit
 from weightspace.layers.mixed.relations import RelationTypes
 from weightspace.layers.mixed.shared_banks import Bank, SharedFunctions, TypedLinear
+from weightspace.layers.mixed.shared_edits import SharedEdits
 from weightspace.layers.mixed.shared_messages import SharedEdgeUpdate, SharedMessages
 from weightspace.layers.mixed.shared_plan import SharedPlan
 from weightspace.layers.mixed.shared_readout import SharedReadout
@@ -31,6 +32,7 @@ __all__ = [
     "Bank",
     "RelationTypes",
     "SharedEdgeUpdate",
+    "SharedEdits",
     "SharedFunctions",
     "SharedMessages",
     "SharedPlan",

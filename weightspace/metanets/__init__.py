@@ -15,7 +15,6 @@ from weightspace.metanets.gmn import GraphMetanetwork, GraphMetanetworkConfig
 from weightspace.metanets.linear_net import LinearNet, LinearNetConfig
 from weightspace.metanets.metanet import Metanet
 from weightspace.metanets.mixed import (
-    MixedReader,
     SharedGraphMetanetwork,
     SharedGraphMetanetworkConfig,
     SharedMetanet,
@@ -23,6 +22,7 @@ from weightspace.metanets.mixed import (
     SharedOperatorNetConfig,
     shared_metanet_from_json,
 )
+from weightspace.metanets.mixed_reader import MixedReader
 from weightspace.metanets.neural_graph import NeuralGraphNet, NeuralGraphNetConfig
 from weightspace.metanets.neural_graph_transformer import NeuralGraphTransformer, NeuralGraphTransformerConfig
 from weightspace.metanets.nfn import NFN, NFNConfig

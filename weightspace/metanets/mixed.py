@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs import BlockLayout
 from weightspace.layers.block_roles import scatter
-from weightspace.layers.blocks import read_blocks
+from weightspace.layers.blocks import join_blocks, read_blocks, running_statistics, tensor_shapes
 from weightspace.layers.mixed.relations import RelationTypes
 from weightspace.layers.mixed.shared_banks import Bank, SharedFunctions, TypedLinear
+from weightspace.layers.mixed.shared_edits import SharedEdits
 from weightspace.layers.mixed.shared_messages import SharedEdgeUpdate, SharedMessages
 from weightspace.layers.mixed.shared_plan import INDEX_FEATURES, SIZE_FEATURES, SharedPlan
 from weightspace.layers.mixed.shared_readout import SharedReadout
@@ -25,7 +26,6 @@ from weightspace.metanets.options import check_config, config_from, is_number
 
 __all__ = [
     "Group",
-    "MixedReader",
     "SharedGraphMetanetwork",
     "SharedGraphMetanetworkConfig",
     "SharedMetanet",
@@ -110,25 +110,37 @@ class SharedMetanet(nn.Module, ABC):
 
     Args:
         architectures: Whose types get parameters of their own.
-        out_features: Numbers returned per network.
+        out_features: Numbers returned per network; ``None`` to return weights.
         config: Options.
 
     Shape:
         - input: groups of networks, each of one architecture; output: ``(number of networks, out_features)``, in the
-          order of the groups.
+          order of the groups; or a state dict per group.
+
+    Attributes:
+        kept_plans: Architectures whose numbers and indices are kept; of more, the one read longest ago goes.
+
+    Raises:
+        SpecError: no architectures, or an option or a size that is none.
 
     Notes:
-        Invariant under the neuron permutations of each architecture. Each group runs on blocks.
+        Invariant (edits: equivariant) under the neuron permutations of each architecture. Each group runs on blocks.
+        Weights change by :class:`~weightspace.layers.SharedEdits`, in deviations of the type of their block; running
+        statistics come back as they were.
     """
 
     config_type: ClassVar[type[Any]]
-    kind = "invariant"
+    kind: Literal["invariant", "equivariant"] = "invariant"
+    kept_plans: int = 128
+    edits: SharedEdits
 
-    def __init__(self, architectures: Sequence[BlockLayout] | RelationTypes, out_features: int, config: Any) -> None:
+    def __init__(
+        self, architectures: Sequence[BlockLayout] | RelationTypes, out_features: int | None, config: Any
+    ) -> None:
         super().__init__()
         check_config(config, type(self).__name__)
-        if not is_number(out_features) or out_features < 1:
-            raise SpecError(f"'out_features' must be a positive number (got {out_features!r}).")
+        if out_features is not None and (not is_number(out_features) or out_features < 1):
+            raise SpecError(f"'out_features' must be a positive number, or None for weights (got {out_features!r}).")
         if not isinstance(architectures, RelationTypes):
             if not architectures:
                 raise SpecError(
@@ -146,18 +158,26 @@ class SharedMetanet(nn.Module, ABC):
         self.messages = nn.ModuleList(
             SharedMessages(relations, nodes, width, config.dropout) for _ in range(config.layers)
         )
+        self.plans = nn.ModuleDict()
+        if out_features is None:
+            self.kind = "equivariant"
+            return
         self.readout = SharedReadout(width)
         self.embedding_features = self.readout.out_features
         self.head = head(self.embedding_features, config.head_width, out_features, config.head_dropout)
-        self.plans = nn.ModuleDict()
 
     def plan(self, layout: BlockLayout) -> SharedPlan:
         """Numbers and indices of one architecture, made the first time it is read."""
-        if layout.fingerprint not in self.plans:
+        key = layout.fingerprint
+        if key in self.plans:
+            plan = self.plans.pop(key)
+        else:
             with torch.inference_mode(False):  # kept, so it must serve training too
-                self.plans[layout.fingerprint] = SharedPlan(layout, self.types).to(self.standardise.mean)
-        plan = self.plans[layout.fingerprint]
+                plan = SharedPlan(layout, self.types).to(self.standardise.mean)
         assert isinstance(plan, SharedPlan)
+        self.plans[key] = plan  # last, as the one read most recently
+        for old in list(self.plans)[: -self.kept_plans]:
+            del self.plans[old]
         return plan
 
     def fit_normalisation(self, groups: Sequence[Group]) -> None:
@@ -168,22 +188,50 @@ class SharedMetanet(nn.Module, ABC):
         """One vector per network, before the head.
 
         Raises:
+            SpecError: the metanetwork returns weights.
             ShapeError: there are no groups, or weights do not fit their layout.
         """
-        if not groups:
-            raise ShapeError("'groups' must hold at least one pair of a layout and weights.")
-        shared = self._by_type()
-        return torch.cat([self._embed(self.plan(layout), self._blocks(layout, w), shared) for layout, w in groups])
+        if self.kind == "equivariant":
+            raise SpecError(f"This {type(self).__name__} returns weights, so it has no embedding. Give 'out_features'.")
+        shared, rows = self._by_type(groups), []
+        for layout, weights in groups:
+            plan, blocks = self.plan(layout), self._blocks(layout, weights)
+            if _is_empty(blocks):
+                rows.append(self.standardise.mean.new_empty(0, self.embedding_features))
+                continue
+            rows.append(self.readout(plan, self._states(plan, self.standardise(plan, blocks), shared)[0]))
+        return torch.cat(rows)
 
-    def forward(self, groups: Sequence[Group]) -> Tensor:  # shape: (number of networks, out_features)
-        """Answers in the order of the groups, and of the networks in each."""
-        return self.head(self.embed(groups))
+    def forward(self, groups: Sequence[Group]) -> Any:
+        """Answers in the order of the groups, and of the networks in each: ``(number of networks, out_features)``.
+
+        Where weights are returned, a state dict per group.
+
+        Raises:
+            ShapeError: there are no groups, or weights do not fit their layout.
+        """
+        if self.kind == "invariant":
+            return self.head(self.embed(groups))
+        shared = self._by_type(groups)
+        return [self._edited(layout, weights, shared) for layout, weights in groups]
+
+    def _edited(self, layout: BlockLayout, weights: Mapping[str, Tensor], shared: dict[str, Any]) -> dict[str, Tensor]:
+        plan, blocks = self.plan(layout), self._blocks(layout, weights)
+        if _is_empty(blocks):
+            return {name: self.standardise.mean.new_empty(0, *shape) for name, shape in tensor_shapes(layout).items()}
+        standard, scales = self.standardise(plan, blocks)
+        states, edges = self._states(plan, (standard, scales), shared)
+        edits = self.edits(plan, standard, states, edges, running_statistics(layout))
+        changed = {i: blocks[i] + self.standardise.deviation(plan, i) * edit for i, edit in edits.items()}
+        return join_blocks(layout, {**blocks, **changed})
 
     def _blocks(self, layout: BlockLayout, weights: Mapping[str, Tensor]) -> dict[int, Tensor]:
         return read_blocks(layout, weights, type(self).__name__, self.standardise.mean)
 
-    def _by_type(self) -> dict[str, Any]:
+    def _by_type(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Parameters by type that are used once per group, worked out once per batch."""
+        if not groups:
+            raise ShapeError("'groups' must hold at least one pair of a layout and weights.")
         banks = {"start": self.start, "index": self.index, "size": self.size, "node_functions": self.node_functions}
         return {name: bank() for name, bank in banks.items()} | ({"scale": self.scale()} if self.scale else {})
 
@@ -212,8 +260,10 @@ class SharedMetanet(nn.Module, ABC):
         return torch.cat([states[node.name] for node in plan.nodes], 1)
 
     @abstractmethod
-    def _embed(self, plan: SharedPlan, blocks: Mapping[int, Tensor], shared: dict[str, Any]) -> Tensor:
-        """One vector per network of a group."""
+    def _states(
+        self, plan: SharedPlan, standardised: tuple[dict[int, Tensor], dict[int, Tensor]], shared: dict[str, Any]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """States of the nodes of a group, and of its edges ``(heads, B, G, O, I, K)`` where edges have some."""
 
     def to_json(self) -> dict[str, Any]:
         """What :func:`shared_metanet_from_json` needs to make an untrained copy.
@@ -233,7 +283,12 @@ class SharedMetanet(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """In and out."""
-        return f"{len(self.types.relations)} relations, {len(self.types.nodes)} kinds of nodes -> {self.out_features}"
+        out = "weights" if self.out_features is None else self.out_features
+        return f"{len(self.types.relations)} relations, {len(self.types.nodes)} kinds of nodes -> {out}"
+
+
+def _is_empty(blocks: Mapping[int, Tensor]) -> bool:
+    return not len(next(iter(blocks.values())))
 
 
 class SharedOperatorNet(SharedMetanet):
@@ -254,7 +309,7 @@ class SharedOperatorNet(SharedMetanet):
     def __init__(
         self,
         architectures: Sequence[BlockLayout] | RelationTypes,
-        out_features: int,
+        out_features: int | None,
         config: SharedOperatorNetConfig | None = None,
     ) -> None:
         config = config or SharedOperatorNetConfig()
@@ -263,12 +318,17 @@ class SharedOperatorNet(SharedMetanet):
         self.functions = SharedFunctions(
             len(self.types.relations), functions, config.function_units, linear=config.heads
         )
+        if out_features is None:
+            relations = len(self.types.relations)
+            self.edits = SharedEdits(relations, config.width, config.heads, config.function_units)
 
-    def _by_type(self) -> dict[str, Any]:
-        return super()._by_type() | {"functions": self.functions()}
+    def _by_type(self, groups: Sequence[Group]) -> dict[str, Any]:
+        return super()._by_type(groups) | {"functions": self.functions()}
 
-    def _embed(self, plan: SharedPlan, blocks: Mapping[int, Tensor], shared: dict[str, Any]) -> Tensor:
-        standard, scales = self.standardise(plan, blocks)
+    def _states(
+        self, plan: SharedPlan, standardised: tuple[dict[int, Tensor], dict[int, Tensor]], shared: dict[str, Any]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        standard, scales = standardised
         states = self._first_states(plan, standard, scales, shared)
         banks = {}
         for entry in plan.operators:
@@ -277,7 +337,7 @@ class SharedOperatorNet(SharedMetanet):
             banks[entry.number] = functions.unflatten(0, (-1, 2, self.config.heads)).unbind()
         for m, layer in enumerate(self.messages):
             states = layer(plan, states, {number: tuple(bank[m].unbind()) for number, bank in banks.items()})
-        return self.readout(plan, states)
+        return states, {}
 
 
 class SharedGraphMetanetwork(SharedMetanet):
@@ -292,7 +352,7 @@ class SharedGraphMetanetwork(SharedMetanet):
     def __init__(
         self,
         architectures: Sequence[BlockLayout] | RelationTypes,
-        out_features: int,
+        out_features: int | None,
         config: SharedGraphMetanetworkConfig | None = None,
     ) -> None:
         config = config or SharedGraphMetanetworkConfig()
@@ -302,12 +362,16 @@ class SharedGraphMetanetwork(SharedMetanet):
         self.updates = nn.ModuleList(
             SharedEdgeUpdate(relations, config.width, config.edge_width) for _ in range(config.layers - 1)
         )
+        if out_features is None:
+            self.edits = SharedEdits(relations, config.width, config.edge_width, config.edge_units)
 
-    def _by_type(self) -> dict[str, Any]:
-        return super()._by_type() | {"functions": self.functions()}
+    def _by_type(self, groups: Sequence[Group]) -> dict[str, Any]:
+        return super()._by_type(groups) | {"functions": self.functions()}
 
-    def _embed(self, plan: SharedPlan, blocks: Mapping[int, Tensor], shared: dict[str, Any]) -> Tensor:
-        standard, scales = self.standardise(plan, blocks)
+    def _states(
+        self, plan: SharedPlan, standardised: tuple[dict[int, Tensor], dict[int, Tensor]], shared: dict[str, Any]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        standard, scales = standardised
         states = self._first_states(plan, standard, scales, shared)
         edges = {
             entry.number: SharedFunctions.apply_to(
@@ -320,7 +384,7 @@ class SharedGraphMetanetwork(SharedMetanet):
             states = layer(plan, states, {number: (e, e) for number, e in joined.items()})
             if m < len(self.updates):
                 edges = self.updates[m](plan, edges, states)
-        return self.readout(plan, states)
+        return states, edges
 
 
 _NAMES: dict[type[SharedMetanet], str] = {
@@ -340,44 +404,3 @@ def shared_metanet_from_json(record: Mapping[str, Any]) -> SharedMetanet:
         raise SpecError(f"'name' must be one of {list(_NAMES.values())} (got '{record['name']}').")
     config = config_from(model.config_type, record["config"], f"'{record['name']}'")
     return model(RelationTypes.from_json(record["types"]), record["out_features"], config)
-
-
-class MixedReader(nn.Module):
-    """A shared metanetwork behind one flat mapping, for what hands on batches as mappings of tensors (training loops).
-
-    Args:
-        metanet: Reads the groups.
-        layouts: Architecture number ``n`` of the mapping.
-
-    Shape:
-        - input: ``{"n/tensor name": (B_n, *shape)}``, as :class:`weightspace.training.MixedWeights` delivers; output:
-          ``(sum of B_n, out_features)``, by ``n`` in the order in which they first appear.
-
-    Raises:
-        ShapeError: (when called) a name that starts with no number of an architecture.
-    """
-
-    def __init__(self, metanet: SharedMetanet, layouts: Sequence[BlockLayout]) -> None:
-        super().__init__()
-        self.metanet, self.layouts = metanet, list(layouts)
-
-    def groups(self, weights: Mapping[str, Tensor]) -> list[Group]:
-        """The same networks as groups."""
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, value in weights.items():
-            number, _, name = key.partition("/")
-            if not (number.isdigit() and int(number) < len(self.layouts)):
-                raise ShapeError(
-                    f"Tensor '{key}' of a mixed batch must be named 'n/name' with an architecture n below "
-                    f"{len(self.layouts)}. Let MixedWeights make the batches, from groups in the order of the layouts."
-                )
-            parts.setdefault(number, {})[name] = value
-        return [(self.layouts[int(number)], part) for number, part in parts.items()]
-
-    def fit_normalisation(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the normalisation statistics from these networks; call it once, with the training split."""
-        self.metanet.fit_normalisation(self.groups(weights))
-
-    def forward(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Answers of all groups."""
-        return self.metanet(self.groups(weights))

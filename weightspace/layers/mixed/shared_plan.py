@@ -102,6 +102,7 @@ class SharedPlan(nn.Module):
         self.features: list[BlockPlan] = []
         self.operators: list[BlockPlan] = []
         self.links: list[BlockPlan] = []
+        self.by_number: dict[int, BlockPlan] = {}
         for number, block in enumerate(layout.blocks):
             counts: dict[Side, int] = {
                 "target": routes["target"].count(block.target), "source": routes["source"].count(block.source)
@@ -110,6 +111,7 @@ class SharedPlan(nn.Module):
             plan = BlockPlan(number, types.relation(relation_type(layout, block)), block, feature, counts)
             where = self.links if block.view is None else self.features if feature else self.operators
             where.append(plan)
+            self.by_number[number] = plan
             for end in ("source", "target"):
                 self.register_buffer(f"{end}_{number}", nodes_of(block, end), persistent=False)
             if block.positions > 1:

@@ -89,6 +89,11 @@ class SharedStandardise(nn.Module):
             scales[entry.number] = (_scales(values) - self.scale_mean[t]) / self.scale_std[t]
         return standard, scales
 
+    def deviation(self, plan: SharedPlan, number: int) -> Tensor:
+        """Deviation of the parameters of a block of this type and fan-in, in their own units; a scalar."""
+        entry = plan.by_number[number]
+        return self.std[entry.type] / (1.0 if entry.is_feature else entry.fan_in**0.5)
+
 
 def _in_units(values: Tensor, entry: BlockPlan) -> Tensor:
     """Operators times the root of the number of parameters that one target node reads."""

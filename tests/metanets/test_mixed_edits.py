@@ -1,0 +1,194 @@
+"""Metanetworks for mixed architectures that return weights; what they keep of architectures; bad requests."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.metanets.conftest import LAYOUTS
+from weightspace.errors import ShapeError, SpecError
+from weightspace.graphs import BlockLayout, trace
+from weightspace.layers import SharedEdits, SharedFunctions, SharedPlan
+from weightspace.layers.mixed.relations import RelationTypes
+from weightspace.metanets import (
+    MixedReader,
+    SharedGraphMetanetwork,
+    SharedGraphMetanetworkConfig,
+    SharedMetanet,
+    SharedOperatorNet,
+    SharedOperatorNetConfig,
+    shared_metanet_from_json,
+)
+from weightspace.testing import assert_equivariant, permutation_action
+from weightspace.zoo.recipes.classifier import CLASSIFIER_FAMILIES
+
+OPERATOR = {"width": 8, "heads": 4, "layers": 2, "function_units": 6, "head_width": 16}
+GMN = {"width": 8, "edge_width": 4, "layers": 2, "edge_units": 6, "head_width": 16}
+CONVOLUTIONS = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
+ATTENTION = CLASSIFIER_FAMILIES["vit"](4, 3, width=6, heads=3, blocks=1)
+
+
+@pytest.fixture(scope="module")
+def traced():
+    return {
+        "cnn": trace(CONVOLUTIONS, torch.zeros(1, 1, 4, 4)),
+        "vit": trace(ATTENTION, torch.zeros(2, 1, 4, 4)),
+    }
+
+
+@pytest.fixture(params=["operator", "gmn"])
+def make(request):
+    def make(architectures, out_features: int | None = None, **options) -> SharedMetanet:
+        torch.manual_seed(0)
+        if request.param == "operator":
+            config = SharedOperatorNetConfig(**{**OPERATOR, **options})
+            net: SharedMetanet = SharedOperatorNet(architectures, out_features, config)
+        else:
+            config = SharedGraphMetanetworkConfig(**{**GMN, **options})
+            net = SharedGraphMetanetwork(architectures, out_features, config)
+        for name, parameter in net.named_parameters():
+            if name.endswith("difference"):  # as after training: types have parameters of their own
+                nn.init.normal_(parameter, std=0.3 * max(1, parameter[0].numel()) ** -0.5)
+        return net.double().eval()
+
+    return make
+
+
+@pytest.mark.parametrize("normalisation", ["relation", "network"])
+@pytest.mark.parametrize("family", ["cnn", "vit"])
+def test_edits_move_with_the_neurons(make, traced, random_weights, family, normalisation):
+    layouts = [t.layout() for t in traced.values()]
+    net, layout = make(layouts, normalisation=normalisation), traced[family].layout()
+    weights = random_weights(layout)
+    weights = {k: w.abs() if k.endswith("running_var") else w for k, w in weights.items()}
+    net.fit_normalisation([(layout, weights)])
+    assert_equivariant(lambda w: net([(layout, w)])[0], weights, permutation_action(traced[family].weight_space()))
+    edited = net([(layout, weights)])[0]
+    for name, value in edited.items():
+        assert (value == weights[name]).all() == (".running_" in name), name
+
+
+def test_edits_move_with_the_neurons_of_hand_written_layouts(
+    make, layout_name, layout, random_weights, permute_neurons, generator
+):
+    net, weights = make([layout]), random_weights(layout)
+    state = generator.get_state()
+    moved = permute_neurons(layout_name, layout, weights)
+    generator.set_state(state)
+    wanted = permute_neurons(layout_name, layout, net([(layout, weights)])[0])
+    for name, value in net([(layout, moved)])[0].items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-10, atol=1e-12)
+        assert (value != moved[name]).all(), name
+
+
+def test_edits_equal_the_equation(siren, random_weights):
+    """Entry by entry: functions of the parameter times products of the states of its ends."""
+    torch.manual_seed(0)
+    types = RelationTypes.of([siren])
+    plan, edits = SharedPlan(siren, types), SharedEdits(len(types.relations), 6, 3, 5).double()
+    blocks = {i: b for i, b in enumerate(siren.split(random_weights(siren, 2), 1)) if b is not None}
+    states = torch.randn(2, plan.nodes[-1].part.stop, 6, dtype=torch.float64)
+    answer = edits(plan, blocks, states, {})
+    x = torch.nn.functional.layer_norm(states, (6,))
+    assert set(answer) == set(blocks)
+    for entry in (*plan.features, *plan.operators):
+        t, values = entry.type, blocks[entry.number]
+        psi = SharedFunctions.apply_to(edits.functions()[t], values, None)
+        (a, a0), (b, b0), length = edits.of_target()[t], edits.of_source()[t], edits.length()[t]
+        first = plan.by_name[entry.block.target].start
+        for n, i, j in torch.cartesian_prod(*map(torch.arange, (2, entry.block.out, entry.block.inputs))).tolist():
+            to = (a @ x[n, first + i] + a0).view(3, 2)
+            if entry.is_feature:
+                products = to.sum(1)
+            else:
+                products = (to * (b @ x[n, plan.by_name[entry.block.source].start + j] + b0).view(3, 2)).sum(1)
+            wanted = length * (psi[:, n, 0, i, j] * products).sum() * 6**-0.5
+            torch.testing.assert_close(answer[entry.number][n, 0, i, j, 0], wanted, rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+def _change(net: SharedMetanet, layout: BlockLayout, weights: dict[str, Tensor]) -> dict[str, float]:
+    edited = net([(layout, weights)])[0]
+    return {k: float((edited[k] - w).square().mean().sqrt()) for k, w in weights.items()}
+
+
+def test_editing_starts_near_the_identity_in_the_scale_of_the_weights(random_weights):
+    layout = BlockLayout.mlp([8, 32, 32, 8])
+    weights = {k: 0.1 * w for k, w in random_weights(layout, 16).items()}
+    for net in (SharedOperatorNet([layout], None), SharedGraphMetanetwork([layout], None)):
+        net.double().eval().fit_normalisation([(layout, weights)])
+        for name, change in _change(net, layout, weights).items():
+            assert 0.1 * 1e-3 < change < 10 * 1e-3, name
+
+
+def test_all_parameters_are_used_and_gradients_are_exact(make, traced, random_weights):
+    layouts = [LAYOUTS["residual_cnn"], traced["vit"].layout()]
+    net = make(layouts, normalisation="network")
+    answers = net([(layout, random_weights(layout, 2)) for layout in layouts])
+    torch.stack([w.square().sum() for edited in answers for w in edited.values()]).sum().backward()
+    assert not [name for name, p in net.named_parameters() if p.grad is None]
+    layout = LAYOUTS["concatenation"]
+    weights = random_weights(layout, 1)
+
+    def run(*values):
+        return tuple(net([(layout, dict(zip(weights, values, strict=True)))])[0].values())
+
+    assert torch.autograd.gradcheck(run, tuple(w.requires_grad_() for w in weights.values()), fast_mode=True)
+
+
+def test_mixed_batches_of_edits_and_their_records(make, siren, random_weights):
+    deep = BlockLayout.mlp([3, 4, 4, 4, 2])
+    net = make([siren, deep])
+    groups = [(deep, random_weights(deep, 2)), (siren, random_weights(siren, 3))]
+    together, alone = net(groups), [net([group])[0] for group in groups]
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(together, alone, strict=True) for k in b)
+    flat = {f"{n}/{k}": w for n, (_, weights) in zip((1, 0), groups, strict=True) for k, w in weights.items()}
+    read = MixedReader(net, [siren, deep])(flat)
+    assert list(read) == list(flat)
+    assert all(torch.equal(read[f"{n}/{k}"], w) for n, part in zip((1, 0), alone, strict=True) for k, w in part.items())
+    record = json.loads(json.dumps(net.to_json()))
+    again = shared_metanet_from_json(record).double().eval()
+    again.load_state_dict(net.state_dict())
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(again(groups), together, strict=True) for k in b)
+    assert "weights" in net.extra_repr()
+
+
+def test_of_architectures_only_the_latest_are_kept(make, random_weights):
+    layouts = [BlockLayout.mlp([2, n, 1]) for n in (3, 4, 5)]
+    net, groups = make(layouts, 2), [(layout, random_weights(layout, 2)) for layout in layouts]
+    net.kept_plans = 2
+    first = [net([group]) for group in groups]
+    assert list(net.plans) == [layout.fingerprint for layout in layouts[1:]]
+    net([groups[1]])
+    net([groups[0]])
+    assert list(net.plans) == [layouts[1].fingerprint, layouts[0].fingerprint]
+    again = net(groups)  # more groups than are kept
+    torch.testing.assert_close(again, torch.cat(first), rtol=1e-12, atol=1e-14)
+    assert not [key for key in net.state_dict() if key.startswith("plans")]
+
+
+def test_an_empty_group(make, siren, random_weights):
+    empty = {k: w[:0] for k, w in random_weights(siren).items()}
+    groups = [(siren, empty), (siren, random_weights(siren, 2))]
+    assert make([siren], 3)(groups).shape == (2, 3)
+    answer = make([siren])(groups)[0]
+    assert {k: w.shape for k, w in answer.items()} == {k: (0, *shape) for k, shape in siren.shapes}
+
+
+def test_bad_requests_are_refused(make, siren, random_weights):
+    net = make([siren])
+    with pytest.raises(SpecError, match="returns weights, so it has no embedding. Give 'out_features'"):
+        net.embed([(siren, random_weights(siren))])
+    with pytest.raises(ShapeError, match="'groups' must hold at least one pair"):
+        net([])
+    with pytest.raises(ShapeError, match="is of type torch.float32 and Shared.* of torch.float64"):
+        net([(siren, {k: w.float() for k, w in random_weights(siren).items()})])
+    for wrong in (0, 2.5, True):
+        with pytest.raises(SpecError, match=f"'out_features' must be a positive number, or None .*got {wrong}"):
+            make([siren], wrong)
+    with pytest.raises(SpecError, match="'layers' of Shared.* must be at least 0 .got -1"):
+        make([siren], 3, layers=-1)
+    own = type("Own", (type(net),), {})
+    with pytest.raises(SpecError, match="Own is not among .'SharedOperatorNet'"):
+        own([siren], 3).to_json()
