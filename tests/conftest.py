@@ -12,6 +12,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# Read when Triton loads, which `torch.export` does; without a device its kernels run under the interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # No deadline, because the machines of CI are shared; derandomised, because a red suite must be red again tomorrow.
 hypothesis.settings.register_profile("weightspace", deadline=None, derandomize=True)

@@ -1,0 +1,221 @@
+"""Kernels that reduce the values of the edges of every node, forward and backward."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists
+from weightspace.graphs.message_passing.kernels.language import on_device, piece_of, places, tile, tl, triton
+
+__all__ = ["SPAN", "join", "reduce_backward", "reduce_forward", "walk"]
+
+SPAN = 4
+"""Pieces that one program takes in turn."""
+
+
+@triton.jit
+def better(value, arg, best, best_arg, LARGEST: tl.constexpr):
+    """Whether a candidate replaces the best so far; the smaller edge number wins ties."""
+    if LARGEST:
+        ahead = value > best
+    else:
+        ahead = value < best
+    return ahead | ((value == best) & (arg < best_arg))
+
+
+@triton.jit
+def extreme(values, edges, valid, LARGEST: tl.constexpr):
+    """Extremum of a tile along its edges, and the first edge that has it."""
+    NOWHERE: tl.constexpr = 9223372036854775807
+    if LARGEST:
+        found = tl.max(tl.where(valid, values, float("-inf")), axis=0)
+    else:
+        found = tl.min(tl.where(valid, values, float("inf")), axis=0)
+    hit = valid & (values == found[None, :])
+    return found, tl.min(tl.where(hit, edges, NOWHERE), axis=0)
+
+
+@triton.jit
+def start_extreme(BLOCK: tl.constexpr, LARGEST: tl.constexpr):
+    """What no candidate has reached."""
+    worst = float("-inf") if LARGEST else float("inf")
+    best = tl.full((BLOCK,), worst, tl.float32)
+    return best, tl.full((BLOCK,), 9223372036854775807, tl.int64)
+
+
+@triton.jit
+def store_extreme(out_ptr, arg_ptr, offset, best, best_arg, mask):
+    """Write an extremum; nodes without edges get 0 of edge -1."""
+    is_empty = best_arg == 9223372036854775807
+    tl.store(out_ptr + offset, tl.where(is_empty, 0.0, best).to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(arg_ptr + offset, tl.where(is_empty, -1, best_arg), mask=mask)
+
+
+@triton.jit
+def _forward(
+    values_ptr, out_ptr, arg_ptr,
+    start_ptr, end_ptr, row_ptr, slot_ptr, order_ptr, other_ptr,
+    num_pieces, num_owners, LENGTH, PIECE, OWNERS, STEP_OWNER, STEP_OTHER,
+    CHANNELS: tl.constexpr, REDUCE: tl.constexpr, LARGEST: tl.constexpr,
+    BLOCKS: tl.constexpr, ORDERED: tl.constexpr, SPAN: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    has_c = c < CHANNELS
+    for n in range(SPAN):
+        p = tl.program_id(0) * SPAN + n
+        if p < num_pieces:
+            start, end, row, slot = piece_of(
+                p, start_ptr, end_ptr, row_ptr, slot_ptr, num_owners, LENGTH, PIECE, BLOCKS
+            )
+            total = tl.zeros((BLOCK_E, BLOCK_C), tl.float32)
+            best, best_arg = start_extreme(BLOCK_C, LARGEST)
+            for k0 in range(start, end, BLOCK_E):
+                k = k0 + tl.arange(0, BLOCK_E)
+                valid = k < end
+                edge, other = places(
+                    k, valid, row, order_ptr, other_ptr, LENGTH, OWNERS, STEP_OWNER, STEP_OTHER, BLOCKS, ORDERED, False
+                )
+                mask = valid[:, None] & has_c[None, :]
+                v = tl.load(values_ptr + edge[:, None] * CHANNELS + c[None, :], mask=mask, other=0.0).to(tl.float32)
+                if REDUCE == "extreme":
+                    found, arg = extreme(v, edge[:, None], mask, LARGEST)
+                    ahead = better(found, arg, best, best_arg, LARGEST)
+                    best = tl.where(ahead, found, best)
+                    best_arg = tl.where(ahead, arg, best_arg)
+                elif REDUCE == "square":
+                    total += v * v
+                else:
+                    total += v
+            offset = slot * CHANNELS + c
+            if REDUCE == "extreme":
+                store_extreme(out_ptr, arg_ptr, offset, best, best_arg, has_c)
+            else:
+                tl.store(out_ptr + offset, tl.sum(total, axis=0), mask=has_c)
+
+
+@triton.jit
+def _join(
+    out_ptr, arg_ptr, hub_ptr, parts_ptr,
+    CHANNELS: tl.constexpr, EXTREME: tl.constexpr, LARGEST: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    h = tl.program_id(0)
+    row = tl.load(hub_ptr + h).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    has_c = c < CHANNELS
+    end = tl.load(parts_ptr + h + 1)
+    total = tl.zeros((BLOCK_E, BLOCK_C), tl.float32)
+    best, best_arg = start_extreme(BLOCK_C, LARGEST)
+    for k0 in range(tl.load(parts_ptr + h), end, BLOCK_E):
+        k = (k0 + tl.arange(0, BLOCK_E)).to(tl.int64)
+        mask = (k < end)[:, None] & has_c[None, :]
+        offset = k[:, None] * CHANNELS + c[None, :]
+        v = tl.load(out_ptr + offset, mask=mask, other=0.0)
+        if EXTREME:
+            found, arg = extreme(v, tl.load(arg_ptr + offset, mask=mask, other=0), mask, LARGEST)
+            ahead = better(found, arg, best, best_arg, LARGEST)
+            best = tl.where(ahead, found, best)
+            best_arg = tl.where(ahead, arg, best_arg)
+        else:
+            total += v
+    if EXTREME:
+        store_extreme(out_ptr, arg_ptr, row * CHANNELS + c, best, best_arg, has_c)
+    else:
+        tl.store(out_ptr + row * CHANNELS + c, tl.sum(total, axis=0), mask=has_c)
+
+
+@triton.jit
+def _backward(
+    gradient_ptr, values_ptr, arg_ptr, out_ptr,
+    start_ptr, end_ptr, row_ptr, slot_ptr, order_ptr, other_ptr,
+    num_pieces, num_owners, LENGTH, PIECE, OWNERS, STEP_OWNER, STEP_OTHER,
+    CHANNELS: tl.constexpr, REDUCE: tl.constexpr,
+    BLOCKS: tl.constexpr, ORDERED: tl.constexpr, SPAN: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    has_c = c < CHANNELS
+    for n in range(SPAN):
+        p = tl.program_id(0) * SPAN + n
+        if p < num_pieces:
+            start, end, row, slot = piece_of(
+                p, start_ptr, end_ptr, row_ptr, slot_ptr, num_owners, LENGTH, PIECE, BLOCKS
+            )
+            g = tl.load(gradient_ptr + row * CHANNELS + c, mask=has_c, other=0.0).to(tl.float32)
+            for k0 in range(start, end, BLOCK_E):
+                k = k0 + tl.arange(0, BLOCK_E)
+                valid = k < end
+                edge, other = places(
+                    k, valid, row, order_ptr, other_ptr, LENGTH, OWNERS, STEP_OWNER, STEP_OTHER, BLOCKS, ORDERED, False
+                )
+                mask = valid[:, None] & has_c[None, :]
+                offset = edge[:, None] * CHANNELS + c[None, :]
+                sent = tl.broadcast_to(g[None, :], (BLOCK_E, BLOCK_C))
+                if REDUCE == "extreme":
+                    arg = tl.load(arg_ptr + row * CHANNELS + c, mask=has_c, other=-1)
+                    sent = tl.where(arg[None, :] == edge[:, None], sent, 0.0)
+                elif REDUCE == "square":
+                    sent = 2.0 * sent * tl.load(values_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+                tl.store(out_ptr + offset, sent.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def walk(lists: EdgeLists) -> list[Any]:
+    """Arguments that say which edges a program walks along."""
+    owners, length, step_owner, step_other = lists.rectangle or (1, 1, 1, 1)
+    index = [lists.start, lists.end, lists.row, lists.slot, lists.order, lists.other]
+    return [*index, lists.count, lists.num_owners, length, lists.longest, owners, step_owner, step_other]
+
+
+def _layout(lists: EdgeLists, channels: int) -> tuple[tuple[int, int], dict[str, Any]]:
+    block_c = tile(channels)
+    grid = (triton.cdiv(lists.count, SPAN), triton.cdiv(channels, block_c))
+    blocks = {"BLOCK_E": max(16, 4096 // block_c // 2), "BLOCK_C": block_c, "SPAN": SPAN}
+    return grid, {"BLOCKS": lists.rectangle is not None, "ORDERED": len(lists.order) > 0, **blocks}
+
+
+def join(out: Tensor, arg: Tensor, lists: EdgeLists, *, extreme: str | None = None) -> None:
+    """Bring the parts of hubs together, in order, in place.
+
+    Args:
+        out, arg: Shape ``(num_owners + parts, C)``, ``arg`` for an extremum only.
+        lists: Edges of every node.
+        extreme: ``"max"``, ``"min"`` or ``None`` for sums.
+    """
+    if not len(lists.hub) or not out.shape[1]:
+        return
+    block_c = tile(out.shape[1])
+    with on_device(out):
+        _join[(len(lists.hub), triton.cdiv(out.shape[1], block_c))](
+            out, arg, lists.hub, lists.hub_ptr, CHANNELS=out.shape[1], EXTREME=extreme is not None,
+            LARGEST=extreme == "max", BLOCK_E=16, BLOCK_C=block_c,
+        )  # fmt: skip
+
+
+def reduce_forward(values: Tensor, lists: EdgeLists, reduce: str) -> tuple[Tensor, Tensor]:
+    """``sum``, ``square`` (their sum), ``max`` or ``min`` of the values of every node, and edges of the extremum."""
+    values, rows, channels = values.contiguous(), lists.num_owners + lists.parts, values.shape[1]
+    extreme = reduce if reduce in ("max", "min") else None
+    out = values.new_empty(rows, channels, dtype=torch.float32)
+    arg = torch.empty(rows if extreme else 0, channels, dtype=torch.int64, device=values.device)
+    if lists.count and channels:
+        grid, options = _layout(lists, channels)
+        with on_device(values):
+            _forward[grid](
+                values, out, arg, *walk(lists), CHANNELS=channels, REDUCE="extreme" if extreme else reduce,
+                LARGEST=reduce == "max", **options,
+            )  # fmt: skip
+        join(out, arg, lists, extreme=extreme)
+    return out[: lists.num_owners].to(values.dtype), arg[: lists.num_owners]
+
+
+def reduce_backward(gradient: Tensor, values: Tensor, arg: Tensor, lists: EdgeLists, reduce: str) -> Tensor:
+    """Gradient of the values."""
+    gradient, values, channels = gradient.contiguous(), values.contiguous(), values.shape[1]
+    out = torch.empty_like(values)
+    if lists.count and channels:
+        grid, options = _layout(lists, channels)
+        with on_device(values):
+            _backward[grid](
+                gradient, values, arg.contiguous(), out, *walk(lists), CHANNELS=channels,
+                REDUCE="extreme" if reduce in ("max", "min") else reduce, **options,
+            )  # fmt: skip
+    return out
