@@ -1,5 +1,7 @@
 """Every Python block of the guides runs, at toy size, in a process of its own."""
 
+import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -41,3 +43,13 @@ def test_an_example_runs(path, tmp_path):
 def test_links_between_files_lead_somewhere(path):
     dead = [target for target in LINK.findall(path.read_text()) if not (path.parent / target).exists()]
     assert not dead
+
+
+@pytest.mark.parametrize("part", ["graphs", "layers", "metanets", "training"])
+def test_the_reference_lists_every_public_class_and_function(part):
+    module = importlib.import_module(f"weightspace.{part}")
+    public = {n for n in module.__all__ if inspect.isclass(getattr(module, n)) or inspect.isfunction(getattr(module, n))}
+    page = (ROOT / "docs" / "reference.md").read_text()
+    listed = re.findall(rf"^::: weightspace\.{part}\.(\w+)$", page, re.MULTILINE)
+    assert len(public) > 10
+    assert sorted(listed) == sorted(public)
