@@ -48,7 +48,9 @@ def test_links_between_files_lead_somewhere(path):
 @pytest.mark.parametrize("part", ["graphs", "layers", "metanets", "training"])
 def test_the_reference_lists_every_public_class_and_function(part):
     module = importlib.import_module(f"weightspace.{part}")
-    public = {n for n in module.__all__ if inspect.isclass(getattr(module, n)) or inspect.isfunction(getattr(module, n))}
+    public = {
+        n for n in module.__all__ if inspect.isclass(getattr(module, n)) or inspect.isfunction(getattr(module, n))
+    }
     page = (ROOT / "docs" / "reference.md").read_text()
     listed = re.findall(rf"^::: weightspace\.{part}\.(\w+)$", page, re.MULTILINE)
     assert len(public) > 10
