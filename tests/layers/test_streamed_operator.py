@@ -1,5 +1,7 @@
 """Streamed functions against kept ones: the same numbers and gradients, whatever the chunk and the order in memory."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from weightspace.graphs.block_layout import EdgeBlock
 from weightspace.layers.messages.message_layer import SIDES, _carry_blocks
 from weightspace.layers.messages.operator_bank import OperatorBank
-from weightspace.layers.messages.streamed_operator import _chunks
+from weightspace.layers.messages.streamed_operator import _Grid
 
 
 def _results(bank, values, source, target, *, stream, chunk=None):
@@ -55,15 +57,28 @@ def test_streaming_changes_no_number_and_no_gradient(shape, chunk, turned, share
 
 
 @pytest.mark.parametrize(
-    ("shape", "edges"), [((3, 4, 5), 7), ((3, 4, 5), 45), ((1, 9, 5), 2), ((6, 2, 2), 9), ((2, 3, 4), 99)]
+    ("shape", "edges"),
+    [((3, 4, 5), 7), ((3, 4, 5), 45), ((1, 9, 5), 2), ((6, 2, 2), 9), ((2, 3, 4), 99), ((1, 1, 9), 4)],
 )
-def test_chunks_cover_every_row_once_and_keep_to_the_size(shape, edges):
-    seen = torch.zeros(shape)
-    for n, r in _chunks(shape, edges):
-        part = seen[n, r]
-        assert part.numel() <= max(edges, shape[2])  # at least one row
-        part += 1
+def test_rectangles_cover_every_edge_once_and_keep_to_the_size(shape, edges):
+    grid, seen, index = _Grid(shape, edges), torch.zeros(1, *shape), torch.arange(math.prod(shape)).view(1, *shape)
+    rows = grid.cut(index[:, :, None, :, 0], grid.rows)
+    columns = grid.cut(index[:, :, :1], grid.columns)
+    for n, r, s, place in grid:
+        seen[place] += 1
+        assert index[place].numel() <= edges
+        if not place[3].start:
+            assert torch.equal(rows[n][r].flatten(), index[place][..., 0].flatten())
+        if not place[2].start:
+            assert torch.equal(columns[n][s].flatten(), index[place][:, :, 0].flatten())
     assert (seen == 1).all()
+
+
+def test_rectangles_of_large_matrices_are_nearly_square():
+    """A strip of few rows would add into all columns each time."""
+    sizes = {place[2].stop - place[2].start for *_, place in _Grid((1, 3072, 768), 16384)}
+    assert max(sizes) <= 128
+    assert min(sizes) > 110
 
 
 def test_the_gradient_of_a_streamed_block_is_exact():

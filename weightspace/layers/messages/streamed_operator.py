@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ _CHUNK_FLOATS_ELSEWHERE = 2**26
 
 def edges_per_chunk(matrices: FunctionMatrices, device: str) -> int:
     """How many edges are evaluated at a time where the caller does not say."""
-    rows = matrices.units.shape[1] + len(matrices.units) + len(matrices.read)
+    rows = matrices.units.shape[1] + 2 * len(matrices.units) + len(matrices.read)
     return max(1, _CHUNK_FLOATS.get(device, _CHUNK_FLOATS_ELSEWHERE) // rows)
 
 
@@ -66,51 +67,130 @@ class StreamedOperator:
         return self._joined(to_target), self._joined(to_source)
 
     def _per_head(self, x: Tensor, size: int) -> Tensor:
-        """``(B or 1, G * size, C) -> (heads, B * G, size, C / heads)``."""
+        """``(B or 1, G * size, C) -> (heads, B * G, C / heads, size)``."""
         batch, groups = self.values.shape[:2]
-        x = x.view(len(x), groups, size, self.heads, -1).permute(3, 0, 1, 2, 4)
-        return x.expand(-1, batch, -1, -1, -1).reshape(self.heads, batch * groups, size, -1)
+        x = x.view(len(x), groups, size, self.heads, -1).permute(3, 0, 1, 4, 2)
+        return x.expand(-1, batch, -1, -1, -1).reshape(self.heads, batch * groups, -1, size)
 
     def _joined(self, x: Tensor) -> Tensor:
-        """``(heads, B * G, size, C / heads) -> (B, G * size, C)``."""
-        return x.reshape(self.heads, len(self.values), -1, x.shape[-1]).permute(1, 2, 0, 3).flatten(2)
+        """``(heads, B * G, C / heads, size) -> (B, G * size, C)``."""
+        x = x.unflatten(1, (len(self.values), -1)).permute(1, 2, 4, 0, 3)
+        return x.flatten(3).flatten(1, 2)
 
 
-def _chunks(shape: Sequence[int], edges: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of matrices and of their rows with at most ``edges`` entries, or one row where a row has more."""
-    matrices, rows, columns = shape
-    whole = max(1, edges // (rows * columns))
-    step = rows if whole > 1 else min(rows, max(1, edges // columns))
-    for n in range(0, matrices, whole):
-        for r in range(0, rows, step):
-            yield slice(n, n + whole), slice(r, r + step)
+def _even(size: int, most: int) -> int:
+    """Length of nearly equal pieces, none longer than ``most``."""
+    return math.ceil(size / math.ceil(size / most))
 
 
-class _Chunk:
-    """Functions on a chunk: ``table`` holds the rows ``[w - mean; 1; units]``, ``phi`` the functions."""
+class _Grid:
+    """Rectangles of at most ``edges`` entries that cover ``(matrices, rows, columns)``: matrices, or squares of one."""
 
-    def __init__(self, w: Tensor, mean: Tensor, units: Tensor, functions: Tensor) -> None:
-        self.shape, positions = w.shape[:-1], w.shape[-1]
-        self.table = w.new_empty(positions + 1 + len(units), *self.shape)
-        torch.sub(w.movedim(-1, 0), mean, out=self.table[:positions])
-        self.table = self.table.flatten(1)
-        self.table[positions] = 1.0
-        self.inputs, self.units = self.table[: positions + 1], self.table[positions + 1 :]
-        torch.mm(units, self.inputs, out=self.units)
-        self.weights = (units, functions)
+    def __init__(self, shape: Sequence[int], edges: int) -> None:
+        matrices, rows, columns = self.shape = shape
+        step = max(1, edges // (rows * columns))
+        self.matrices = [slice(n, n + step) for n in range(0, matrices, step)]
+        side = min(math.isqrt(edges), rows)
+        self.columns = _even(columns, max(1, edges // side))
+        self.rows = _even(rows, max(1, edges // self.columns))
 
-    def activate(self) -> None:
-        """Units in place of what they are the SiLU of."""
-        torch.ops.aten.silu_(self.units)
+    def cut(self, x: Tensor, size: int) -> list[list[Tensor]]:
+        """Values ``(heads, N, d, rows or columns)`` in order of the rectangles, each ``(heads * n, d, size)``."""
+        return [[y.flatten(0, 1).contiguous() for y in x[:, n].split(size, dim=-1)] for n in self.matrices]
 
-    def functions(self) -> Tensor:
-        """``(2, heads, n, rows, columns)``."""
-        return (self.weights[1] @ self.table).view(2, -1, *self.shape)
+    def __iter__(self) -> Iterator[tuple[int, int, int, tuple[slice, slice, slice, slice]]]:
+        """Numbers of the matrices, of the rows and of the columns of a rectangle among the cuts, and where it is.
+
+        Places are those in ``(K, matrices, rows, columns)``.
+        """
+        _, rows, columns = self.shape
+        for n, matrices in enumerate(self.matrices):
+            for r, row in enumerate(range(0, rows, self.rows)):
+                for s, column in enumerate(range(0, columns, self.columns)):
+                    place = slice(row, row + self.rows), slice(column, column + self.columns)
+                    yield n, r, s, (slice(None), matrices, *place)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Batched matrix product over the first two axes."""
-    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2])
+def _zeros(pieces: list[list[Tensor]]) -> list[list[Tensor]]:
+    return [[torch.zeros_like(x) for x in row] for row in pieces]
+
+
+def _transposed(pieces: list[list[Tensor]]) -> list[list[Tensor]]:
+    return [[x.mT for x in row] for row in pieces]
+
+
+def _whole(pieces: list[list[Tensor]], heads: int) -> Tensor:
+    """Inverse of :meth:`_Grid.cut`."""
+    whole = [(torch.cat(row, dim=-1) if len(row) > 1 else row[0]).unflatten(0, (heads, -1)) for row in pieces]
+    return torch.cat(whole, dim=1) if len(whole) > 1 else whole[0]
+
+
+class _Room(NamedTuple):
+    """Memory for the rectangles of one shape: rows ``[w - mean; 1; units]`` of the edges, and the functions."""
+
+    table: Tensor
+    values: Tensor
+    inputs: Tensor
+    hidden: Tensor
+    tanh: Tensor
+    functions: Tensor
+    to_rows: Tensor
+    to_columns: Tensor
+    transposed: tuple[Tensor, Tensor, Tensor, Tensor]
+    """Of table, inputs, to_rows and to_columns."""
+
+
+class _Evaluator:
+    """Functions on one rectangle after another, in the same memory.
+
+    Memory that is asked for anew comes as new pages, which cost more than the arithmetic; there are at most four shapes
+    of rectangles.
+    """
+
+    def __init__(self, matrices: FunctionMatrices, mean: Tensor, *, backward: bool) -> None:
+        self.units, self.mix, self.read = matrices
+        self.mean, self.backward = mean, backward
+        self.functions, self.half = torch.cat([self.mix, self.read], dim=1), self.units / 2
+        self.positions, self.one = self.units.shape[1] - 1, mean.new_ones(())
+        self.read_transposed = self.read.T
+        self.rooms: dict[torch.Size, _Room] = {}
+
+    def _room(self, shape: torch.Size) -> _Room:
+        edges, hidden, k = shape.numel(), len(self.units), self.positions
+        table = self.units.new_empty(k + 1 + hidden, edges)
+        table[k] = 1.0
+        phi = table.new_empty(len(self.read), edges)
+        tanh = table.new_empty(hidden if self.backward else 0, edges)
+        inputs, (to_rows, to_columns) = table[: k + 1], phi.view(2, -1, *shape[1:])
+        turned = table.T, inputs.T, to_rows.mT, to_columns.mT
+        return _Room(table, table[:k].view(k, *shape), inputs, table[k + 1 :], tanh, phi, to_rows, to_columns, turned)
+
+    def __call__(self, w: Tensor) -> _Room:
+        """Evaluate all functions on ``w``, shape ``(K, n, rows, columns)``."""
+        shape = w.shape[1:]
+        room = self.rooms[shape] if shape in self.rooms else self.rooms.setdefault(shape, self._room(shape))
+        torch.sub(w, self.mean, out=room.values)
+        if self.backward:  # silu(z) = h + h tanh(h) with h = z / 2: its derivative needs no second exponential
+            torch.mm(self.half, room.inputs, out=room.hidden)
+            torch.tanh(room.hidden, out=room.tanh)
+            room.hidden.addcmul_(room.hidden, room.tanh)
+        else:
+            torch.mm(self.units, room.inputs, out=room.hidden)
+            torch.ops.aten.silu_(room.hidden)
+        torch.mm(self.functions, room.table, out=room.functions)
+        return room
+
+    def gradients(self, room: _Room, g_units: Tensor, g_functions: Tensor, g_w: Tensor | None) -> None:
+        """Add what the parameters get, write what ``w`` gets; the room holds gradients in place of the functions."""
+        g_functions.addmm_(room.functions, room.transposed[0])
+        # silu'(z) = (1 + tanh h + silu(z) (1 - tanh h)) / 2
+        slope = torch.lerp(room.tanh, self.one, room.hidden, out=room.tanh)
+        g_hidden = torch.mm(self.read_transposed, room.functions, out=room.hidden)
+        g_hidden.addcmul_(g_hidden, slope)
+        g_units.addmm_(g_hidden, room.transposed[1], alpha=0.5)
+        if g_w is not None:
+            g_inputs = (self.half[:, :-1].T @ g_hidden).addmm_(self.mix[:, :-1].T, room.functions)
+            g_w.copy_(g_inputs.view(g_w.shape))
 
 
 class _Stream(Function):
@@ -124,45 +204,42 @@ class _Stream(Function):
         units: Tensor,
         mix: Tensor,
         read: Tensor,
-        of_columns: Tensor,  # shape: (heads, N, S, d)
-        of_rows: Tensor,  # shape: (heads, N, R, d)
+        of_columns: Tensor,  # shape: (heads, N, d, S)
+        of_rows: Tensor,  # shape: (heads, N, d, R)
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(w, mean, units, mix, read, of_columns, of_rows)
         ctx.chunk = chunk
-        functions = torch.cat([mix, read], dim=1)
-        to_rows, to_columns = torch.empty_like(of_rows), torch.zeros_like(of_columns)
-        for n, r in _chunks(w.shape[:3], chunk):
-            part = _Chunk(w[n, r], mean, units, functions)
-            part.activate()
-            phi = part.functions()
-            to_rows[:, n, r] = _product(phi[0], of_columns[:, n])
-            to_columns[:, n] += _product(phi[1].mT, of_rows[:, n, r])
-        return to_rows, to_columns
+        grid = _Grid(w.shape[:3], chunk)
+        evaluate = _Evaluator(FunctionMatrices(units, mix, read), mean, backward=False)
+        rows, columns = grid.cut(of_rows, grid.rows), grid.cut(of_columns, grid.columns)
+        to_rows, to_columns = _zeros(rows), _zeros(columns)
+        entries = w.movedim(-1, 0)
+        for n, r, s, place in grid:
+            room = evaluate(entries[place])
+            to_rows[n][r].baddbmm_(columns[n][s], room.transposed[2])
+            to_columns[n][s].baddbmm_(rows[n][r], room.to_columns)
+        return _whole(to_rows, len(of_rows)), _whole(to_columns, len(of_rows))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         w, mean, units, mix, read, of_columns, of_rows = ctx.saved_tensors
-        g_rows, g_columns = gradients
-        functions, width = torch.cat([mix, read], dim=1), mix.shape[1]
-        g_units, g_functions = torch.zeros_like(units), torch.zeros_like(functions)
-        g_of_columns, g_of_rows = torch.zeros_like(of_columns), torch.empty_like(of_rows)
+        grid, heads = _Grid(w.shape[:3], ctx.chunk), len(of_rows)
+        evaluate = _Evaluator(FunctionMatrices(units, mix, read), mean, backward=True)
+        g_units, g_functions = torch.zeros_like(units), torch.zeros_like(evaluate.functions)
         g_w = torch.empty_like(w) if ctx.needs_input_grad[0] else None
-        for n, r in _chunks(w.shape[:3], ctx.chunk):
-            part = _Chunk(w[n, r], mean, units, functions)
-            slopes = part.units.clone()
-            part.activate()
-            phi = part.functions()
-            g_of_columns[:, n] += _product(phi[0].mT, g_rows[:, n, r])
-            g_of_rows[:, n, r] = _product(phi[1], g_columns[:, n])
-            for k, (a, b) in enumerate(((g_rows[:, n, r], of_columns[:, n]), (of_rows[:, n, r], g_columns[:, n]))):
-                torch.bmm(a.flatten(0, 1), b.flatten(0, 1).mT, out=phi[k].flatten(0, 1))
-            g_phi = phi.view(len(read), -1)
-            g_functions.addmm_(g_phi, part.table.T)
-            g_slopes = torch.ops.aten.silu_backward(read.T @ g_phi, slopes)
-            g_units.addmm_(g_slopes, part.inputs.T)
-            if g_w is not None:
-                g_inputs = (units[:, :-1].T @ g_slopes).addmm_(mix[:, :-1].T, g_phi)
-                g_w[n, r] = g_inputs.view(-1, *part.shape).movedim(0, -1)
-        return g_w, None, g_units, g_functions[:, :width], g_functions[:, width:], g_of_columns, g_of_rows, None
+        entries, g_entries = w.movedim(-1, 0), None if g_w is None else g_w.movedim(-1, 0)
+        rows, columns = grid.cut(of_rows, grid.rows), grid.cut(of_columns, grid.columns)
+        g_rows, g_columns = grid.cut(gradients[0], grid.rows), grid.cut(gradients[1], grid.columns)
+        g_of_rows, g_of_columns = _zeros(rows), _zeros(columns)
+        rows, turned = _transposed(rows), _transposed(g_rows)
+        for n, r, s, place in grid:
+            room = evaluate(entries[place])
+            g_of_columns[n][s].baddbmm_(g_rows[n][r], room.to_rows)
+            g_of_rows[n][r].baddbmm_(g_columns[n][s], room.transposed[3])
+            torch.bmm(turned[n][r], columns[n][s], out=room.to_rows)
+            torch.bmm(rows[n][r], g_columns[n][s], out=room.to_columns)
+            evaluate.gradients(room, g_units, g_functions, None if g_entries is None else g_entries[place])
+        g_mix, g_read = g_functions[:, : mix.shape[1]], g_functions[:, mix.shape[1] :]
+        return g_w, None, g_units, g_mix, g_read, _whole(g_of_columns, heads), _whole(g_of_rows, heads), None
