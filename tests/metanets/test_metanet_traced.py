@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.graphs import trace
+from weightspace.metanets import build_metanet
 
 
 class ResidualCnn(nn.Module):
@@ -62,3 +63,24 @@ def test_executors_agree_on_traced_modules(name, traced, build, random_weights):
     slow.load_state_dict(fast.state_dict())
     weights = random_weights(layout, 2)
     torch.testing.assert_close(slow(weights), fast(weights), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.RNNCell])
+def test_columns_that_only_meet_zeros_are_free_in_the_weight_space_and_tied_in_the_layout(
+    cell, build, random_weights, generator
+):
+    """A cell traced with its default state: sound in both views, but only the weight space shows the group."""
+    traced = trace(cell(3, 4), torch.zeros(2, 3))
+    space, layout = traced.weight_space(), traced.layout()
+    assert [(group.size, group.name) for group in space.groups.values()] == [(4, "weight_hh")]
+    assert traced.verify(trials=1).ok
+    weights = random_weights(layout)
+    moved = space.permute(weights, space.random_permutation(generator), batch_dims=1)
+    assert not torch.equal(moved["weight_hh"], weights["weight_hh"])
+    algebra = build_metanet("unf", traced, 3, {"width": 4, "layers": 2}).double().eval()
+    torch.testing.assert_close(algebra(moved), algebra(weights), rtol=1e-10, atol=1e-10)
+    graph = build("operator", layout)
+    assert (graph(moved) - graph(weights)).abs().max() > 1e-4
+    state = trace(cell(3, 4), torch.zeros(2, 3), torch.zeros(2, 4))  # nothing to permute, in either view
+    assert not [group for group in state.weight_space().groups.values() if group.kind == "permutable"]
+    assert not [layer for layer in state.layout().layers if layer.kind == "hidden" and layer.index is None]

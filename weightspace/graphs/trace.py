@@ -153,7 +153,14 @@ class Trace:
         return replace(layout, aliases=tuple(self._aliases.items()))
 
     def layout(self) -> BlockLayout:
-        """Node layers and edge blocks of the parameter graph; every scalar of every weight is in one of them."""
+        """Node layers and edge blocks of the parameter graph; every scalar of every weight is in one of them.
+
+        Notes:
+            The layout may show fewer symmetries than :meth:`weight_space`, never more. Parameters that only meet zeros
+            are the known case: the recurrent matrix of a cell traced with its default state has columns that nothing
+            depends on, so the weight space may permute them, while the layout joins them to the nodes of the state as
+            in every later step. Trace a cell with its state, ``trace(cell, x, h)``, and both agree.
+        """
         return self._layout
 
     def parameter_graph(self, weights: Mapping[str, Tensor] | None = None) -> ParameterGraph:
