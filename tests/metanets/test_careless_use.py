@@ -120,6 +120,11 @@ def test_the_wrong_view_is_named(name):
         build_metanet(name, other, 3)
 
 
+def test_a_probe_that_would_not_be_used_is_refused():
+    with pytest.raises(SpecError, match="'probe' of metanetwork 'operator' would not be used. Set the option 'probes'"):
+        build_metanet("operator", TRACE, 3, probe=lambda weights, inputs: {})
+
+
 BAD_WEIGHTS = [
     (lambda w: [w], r"reads one mapping from names to tensors .*\(got list\).*Stack the state dicts"),
     (lambda w: w["0.weight"], r"reads one mapping from names to tensors .*\(got Tensor\)"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from weightspace.errors import SpecError
+from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.metanets import OperatorNet, OperatorNetConfig, build_metanet
 
@@ -66,3 +66,10 @@ def test_bad_probes_are_refused(siren, random_weights):
     net = OperatorNet(siren, 3, CONFIG, probe=lambda weights, inputs: {"layers.0": torch.zeros(4, 5, 7)}).double()
     with pytest.raises(SpecError, match=r"it lacks \['layers.1', 'layers.2'\].*torch.vmap"):
         net(random_weights(siren))
+    with pytest.raises(SpecError, match="'probe' must be a function of weights and inputs .got int"):
+        OperatorNet(siren, 3, CONFIG, probe=3)  # pyright: ignore[reportArgumentType]
+    flat = OperatorNet(
+        siren, 3, CONFIG, probe=lambda w, x: {k: v.mean(1) for k, v in _siren_values(w, x).items()}
+    ).double()
+    with pytest.raises(ShapeError, match=r"'layers.0' of shape \(networks, 5, 7\) \(got \(4, 7\)\)"):
+        flat(random_weights(siren))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from weightspace.errors import SpecError
+from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs.block_layout import BlockLayout
 
 __all__ = ["Probe", "ProbeFeatures"]
@@ -31,11 +31,18 @@ class ProbeFeatures(nn.Module):
         - output: ``{hidden layer: (B, n, width)}`` and the outputs' values ``(B, M * d_out)``.
 
     Raises:
-        SpecError: ``probe`` does not return the values of a layer.
+        SpecError: ``probe`` cannot be called, or (when called) does not return the values of a layer.
+        ShapeError: (when called) values of another shape.
     """
 
     def __init__(self, layout: BlockLayout, probe: Probe, probes: int, width: int) -> None:
         super().__init__()
+        if not callable(probe):
+            raise SpecError(
+                f"'probe' must be a function of weights and inputs (got {type(probe).__name__}). Pass "
+                "Trace.node_values of the traced module under torch.vmap."
+            )
+        self.sizes = {x.name: x.size for x in layout.layers if x.kind in ("hidden", "output")}
         self.probe = probe
         self.hidden = {x.name: x.gain if x.activation == "sin" else None for x in layout.layers if x.kind == "hidden"}
         self.outputs = [x.name for x in layout.layers if x.kind == "output"]
@@ -55,6 +62,12 @@ class ProbeFeatures(nn.Module):
                 f"'probe' must return the values of every node layer (it lacks {missing}, it gave {list(values)}). "
                 f"Pass Trace.node_values of the traced module under torch.vmap."
             )
+        for name, size in self.sizes.items():
+            if values[name].ndim != 3 or values[name].shape[1:] != (len(self.inputs), size):
+                raise ShapeError(
+                    f"'probe' must return values of '{name}' of shape (networks, {len(self.inputs)}, {size}) (got "
+                    f"{tuple(values[name].shape)}). Evaluate every network on every input."
+                )
         states = {}
         for (name, gain), project in zip(self.hidden.items(), self.project, strict=True):
             z = values[name].transpose(1, 2)

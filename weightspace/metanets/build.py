@@ -99,7 +99,7 @@ def build_metanet(
         probe: Evaluates the networks that are read, for configurations with probes.
 
     Raises:
-        SpecError: unknown name or option, or a probe for a metanetwork that takes none.
+        SpecError: unknown name or option, the wrong view, or a probe that is not used.
 
     Example:
         >>> build_metanet("mlp", BlockLayout.mlp([2, 8, 1]), 10, {"width": 32}).config
@@ -117,6 +117,10 @@ def build_metanet(
         return model(architecture, out_features, config, copies=copies)
     if not hasattr(config, "probes"):
         raise SpecError(f"Metanetwork '{name}' takes no probe. Leave it away, or use 'operator'.")
+    if not config.probes:
+        raise SpecError(
+            f"'probe' of metanetwork '{name}' would not be used. Set the option 'probes', or leave it away."
+        )
     return model(architecture, out_features, config, copies=copies, probe=probe)
 
 
