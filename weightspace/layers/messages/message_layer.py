@@ -7,6 +7,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.utils import scatter as pyg_scatter
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
@@ -181,12 +182,23 @@ class MessageLayer(nn.Module):
                 message, mine = ways[to].write(x), received[ways[to].end]
                 mine[to] = mine[to] + message if to in mine else message
         result = dict(states)
+        recompute = any(isinstance(operator, StreamedOperator) for operator in functions.values())
         for name, messages in received.items():
             columns = [normed[name], *(messages[to] for to in SIDES if to in messages)]
-            batch = max(len(x) for x in columns)
-            inputs = torch.cat([x.expand(batch, -1, -1) for x in columns], dim=-1)
-            result[name] = states[name] + self.updates[self.numbers[name]](inputs)
+            # what is kept where functions are streamed is mostly the inside of these networks, and they cost little
+            change = (
+                checkpoint(self._update, name, *columns, use_reentrant=False)
+                if recompute
+                else self._update(name, *columns)
+            )
+            result[name] = states[name] + change
         return result
+
+    def _update(self, name: str, *columns: Tensor) -> Tensor:
+        """Change of the states of a layer, from its normalised states and what they have received."""
+        batch = max(len(x) for x in columns)
+        inputs = torch.cat([x.expand(batch, -1, -1) for x in columns], dim=-1)
+        return self.updates[self.numbers[name]](inputs)
 
     def _ways(self, i: int) -> dict[Side, _Message]:
         """The directions in which states travel along a block."""
