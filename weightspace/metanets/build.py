@@ -115,9 +115,10 @@ def build_metanet(
     architecture = view_of(architecture, model.reads, model.__name__)
     if probe is None:
         return model(architecture, out_features, config, copies=copies)
-    if not hasattr(config, "probes"):
+    probes: int | None = getattr(config, "probes", None)
+    if probes is None:
         raise SpecError(f"Metanetwork '{name}' takes no probe. Leave it away, or use 'operator'.")
-    if not config.probes:
+    if not probes:
         raise SpecError(
             f"'probe' of metanetwork '{name}' would not be used. Set the option 'probes', or leave it away."
         )
