@@ -25,6 +25,8 @@ VARIANTS = [
     ("nfn", {}),
     ("nfn", {"ends": "channels", "frequencies": 3}),
     ("unf", {"norm": "layer"}),
+    ("unf", {"share": "relations"}),
+    ("dws", {"share": "relations", "pool": "attention", "reach": "neighbours", "max_free": 2}),
     ("unf", {"pool": "sum", "positions": "sets"}),
 ]
 

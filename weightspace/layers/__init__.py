@@ -5,6 +5,7 @@ from weightspace.layers.linear.equivariant_linear import EquivariantLinear
 from weightspace.layers.linear.feature_encoding import FeatureEncoding
 from weightspace.layers.linear.feature_space import FeatureMap, FeatureSpace
 from weightspace.layers.linear.invariant_pool import InvariantPool
+from weightspace.layers.linear.relation_linear import RelationLinear
 from weightspace.layers.messages.edge_functions import EdgeFunctions
 from weightspace.layers.messages.edge_states import EdgeEmbedding, EdgeUpdate
 from weightspace.layers.messages.message_layer import MessageLayer
@@ -40,6 +41,7 @@ __all__ = [
     "SharedStandardise",
     "TypedLinear",
     "InvariantPool",
+    "RelationLinear",
     "FeatureMap",
     "FeatureSpace",
     "FeatureEncoding",

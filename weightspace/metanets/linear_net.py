@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,16 @@ from weightspace.layers.linear.equivariant_linear import EquivariantLinear, Pool
 from weightspace.layers.linear.feature_encoding import FeatureEncoding
 from weightspace.layers.linear.feature_space import Axes, FeatureSpace, end_groups, freed
 from weightspace.layers.linear.invariant_pool import InvariantPool
+from weightspace.layers.linear.kind_standardise import KindStandardise
+from weightspace.layers.linear.relation_linear import RelationLinear
+from weightspace.layers.linear.relation_types import kinds_of
+from weightspace.layers.standardise import Standardise
 from weightspace.metanets.metanet import Metanet
 
-__all__ = ["LinearNet", "LinearNetConfig", "Norm"]
+__all__ = ["LinearNet", "LinearNetConfig", "Norm", "Share"]
 
 Norm = Literal["none", "batch", "layer"]
+Share = Literal["tensors", "relations"]
 
 _CALIBRATION_BATCH = 4
 
@@ -44,6 +49,8 @@ class LinearNetConfig:
         pool: How axes are reduced: mean, sum, max or attention.
         reach: Whether every tensor reads all tensors, or its neighbours only.
         norm: Of the channels behind every layer: none, batch (one statistic per tensor) or layer.
+        share: ``"tensors"``: every pair of tensors has coefficients of its own; ``"relations"``: coefficients belong to
+            kinds of tensors and how they stand to each other, so that the parameters load for other depths.
         frequencies: Gaussian Fourier features of every weight; 0 to read the weights as they are.
         frequency_scale: Their deviation, periods per standard deviation of a weight.
         head_width: Hidden units behind the pooled features.
@@ -59,6 +66,7 @@ class LinearNetConfig:
     pool: Pool = "mean"
     reach: Reach = "all"
     norm: Norm = "none"
+    share: Share = "tensors"
     frequencies: int = 0
     frequency_scale: float = 1.0
     head_width: int = 128
@@ -66,7 +74,7 @@ class LinearNetConfig:
     head_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        choices = {"ends": Axes, "positions": Axes, "norm": Norm}
+        choices = {"ends": Axes, "positions": Axes, "norm": Norm, "share": Share}
         for name, known in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in known:
                 raise SpecError(f"'{name}' must be one of {list(known)} (got '{getattr(self, name)}').")
@@ -130,8 +138,18 @@ class LinearNet(Metanet):
                 "With permutable inputs and outputs the tensors of this architecture fall into other blocks. Use "
                 "ends='channels'."
             )
+        self.is_shared = config.share == "relations"
+        # Blocks of one place share everything that is not linear: norms, pooled features, statistics, lengths of edits.
+        places = kinds_of(FeatureSpace(space, config.positions))
+        self.slots = [sorted(set(places)).index(p) for p in places] if self.is_shared else list(range(len(places)))
+        slots = sorted(set(self.slots))
+        if self.is_shared:
+            self.standardise = cast(Standardise, KindStandardise(space, self.slots))
+            if out_features is None:
+                self.edit_scale = nn.Parameter(self.edit_scale.detach()[slots])
         self.encode = FeatureEncoding(
             features,
+            slots=self.slots,
             max_free=config.max_free,
             frequencies=config.frequencies,
             frequency_scale=config.frequency_scale,
@@ -141,20 +159,22 @@ class LinearNet(Metanet):
         if out_features is None:
             wide.append([free * copies for free in self.encode.free])
         ends = end_groups(read, space) | features.position_groups
+        linear = RelationLinear if self.is_shared else EquivariantLinear
         self.linears = nn.ModuleList(
-            EquivariantLinear(features, before, after, pool=config.pool, reach=config.reach)
+            linear(features, before, after, pool=config.pool, reach=config.reach)
             for before, after in zip(wide[:-1], wide[1:], strict=True)
         )
-        self.positions = nn.ModuleList(_EndEmbedding(features, ends, before) for before in wide[:-1])
+        self.positions = nn.ModuleList(_EndEmbedding(features, ends, before, self.slots) for before in wide[:-1])
         norm = {"none": nn.Identity, "batch": _BatchNorm, "layer": nn.LayerNorm}[config.norm]
-        self.norms = nn.ModuleList(nn.ModuleList(norm(c) for c in hidden) for _ in range(config.layers))
+        example = [self.slots.index(slot) for slot in slots]
+        self.norms = nn.ModuleList(nn.ModuleList(norm(hidden[i]) for i in example) for _ in range(config.layers))
         if out_features is None:
             self.decode = nn.ModuleList(
                 nn.Linear(f * copies, m.free * copies) if f < m.free else nn.Identity()
-                for f, m in zip(self.encode.free, features.maps, strict=True)
+                for f, m in ((self.encode.free[i], features.maps[i]) for i in example)
             )
         else:
-            self.pool = InvariantPool(features, hidden, config.pool)
+            self.pool = InvariantPool(features, hidden, config.pool, self.slots)
             self.embedding_features = self.pool.out_features
             self.head = _head(self.embedding_features, config, out_features)
         numbers = sum(math.prod(m.sizes) * c for m, c in zip(features.maps, hidden, strict=True))
@@ -184,7 +204,16 @@ class LinearNet(Metanet):
     def _activate(self, features: list[Tensor], layer: int) -> list[Tensor]:
         norms = self.norms[layer]
         assert isinstance(norms, nn.ModuleList)
-        return [_activate(norm, x) for norm, x in zip(norms, features, strict=True)]
+        if not self.is_shared:
+            return [_activate(norm, x) for norm, x in zip(norms, features, strict=True)]
+        result = list(features)
+        for slot, norm in enumerate(norms):
+            members = [i for i, own in enumerate(self.slots) if own == slot]
+            rows = [features[i].reshape(-1, features[i].shape[-1]) for i in members]  # statistics run over all members
+            parts = _activate(norm, torch.cat(rows)).split([len(r) for r in rows])
+            for i, part in zip(members, parts, strict=True):
+                result[i] = part.view_as(features[i])
+        return result
 
     def _hidden(self, standard: Mapping[int, Tensor]) -> list[Tensor]:
         """Features behind the last nonlinearity."""
@@ -200,29 +229,36 @@ class LinearNet(Metanet):
         self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
     ) -> dict[int, Tensor]:
         edits = self.linears[-1](self.positions[-1](self._hidden(standard)))
-        return self.features.write([d(x) for d, x in zip(self.decode, edits, strict=True)], self.copies)
+        return self.features.write([self.decode[k](x) for k, x in zip(self.slots, edits, strict=True)], self.copies)
+
+    def _edit_lengths(self) -> Tensor:
+        return self.edit_scale[self.slots] * self.standardise.std
 
 
 class _EndEmbedding(nn.Module):
     """Adds to every feature map a learned vector for each input, output or position its axes run over."""
 
-    def __init__(self, features: FeatureSpace, ends: frozenset[str], channels: list[int]) -> None:
+    def __init__(self, features: FeatureSpace, ends: frozenset[str], channels: list[int], slots: list[int]) -> None:
         super().__init__()
-        self.axes = [[k for k, group in enumerate(m.groups) if group in ends] for m in features.maps]
-        self.vectors = nn.ParameterList(
-            nn.Parameter(torch.randn(m.sizes[k], width))
+        self.axes = [
+            [(slot, k) for k, group in enumerate(m.groups) if group in ends]
+            for m, slot in zip(features.maps, slots, strict=True)
+        ]
+        shapes = {
+            axis: (m.sizes[axis[1]], width)
             for m, axes, width in zip(features.maps, self.axes, channels, strict=True)
-            for k in axes
-        )
+            for axis in axes
+        }
+        self.numbers = {axis: n for n, axis in enumerate(sorted(shapes))}
+        self.vectors = nn.ParameterList(nn.Parameter(torch.randn(shapes[axis])) for axis in self.numbers)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        vectors = iter(self.vectors)
         result = []
         for x, axes in zip(features, self.axes, strict=True):
-            for k in axes:
-                vector = next(vectors)
+            for axis in axes:
+                vector = self.vectors[self.numbers[axis]]
                 shape = [1] * x.ndim
-                shape[1 + k], shape[-1] = vector.shape
+                shape[1 + axis[1]], shape[-1] = vector.shape
                 x = x + vector.view(shape)
             result.append(x)
         return result

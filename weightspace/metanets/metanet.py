@@ -151,7 +151,7 @@ class Metanet(nn.Module, ABC):
             return {name: empty(0, *versions, *shape) for name, shape in tensor_shapes(self.architecture).items()}
         parts = [self._edits(*piece) for piece in self._pieces(weights, raw)]
         edits = parts[0] if len(parts) == 1 else {i: torch.cat([part[i] for part in parts]) for i in parts[0]}
-        length = self.edit_scale * self.standardise.std
+        length = self._edit_lengths()
         edited = {
             i: torch.add(w.unsqueeze(1), length[i] * edits[i])
             if i in edits and i not in self.statistics
@@ -160,6 +160,10 @@ class Metanet(nn.Module, ABC):
         }
         joined = join_blocks(self.architecture, edited, batch_dims=2)
         return joined if self.copies > 1 else {name: value.squeeze(1) for name, value in joined.items()}
+
+    def _edit_lengths(self) -> Tensor:
+        """Length of the edits of every block."""
+        return self.edit_scale * self.standardise.std
 
     def _pieces(
         self, weights: Mapping[str, Tensor], raw: dict[int, Tensor]

@@ -35,21 +35,12 @@ class _Step:
 
 
 class _Mix(nn.Module):
-    """One matrix product: some reductions of one signature, mixed into some of its patterns."""
+    """Coefficients of one matrix product: some reductions of one signature, mixed into some of its patterns."""
 
-    reads: list[int]
-    writes: list[int]
-
-    def __init__(self, reads: list[int], writes: list[int], in_features: int, out_features: int, bias: bool) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
-        self.reads, self.writes = reads, writes
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """Concatenate and multiply."""
-        x = features[0] if len(features) == 1 else torch.cat(features, dim=-1)
-        return F.linear(x, self.weight, self.bias)
 
 
 class EquivariantLinear(nn.Module):
@@ -105,39 +96,57 @@ class EquivariantLinear(nn.Module):
             raise SpecError(f"'pool' must be one of {list(POOLS)} (got '{pool}').")
         if reach not in REACHES:
             raise SpecError(f"'reach' must be one of {list(REACHES)} (got '{reach}').")
-        self.maps = space.maps
+        self.space, self.maps, self.reach = space, space.maps, reach
         self.pool: Pool = pool
         self.in_channels, self.out_channels = list(in_channels), list(out_channels)
         self.reductions, self.patterns = reductions(space), patterns(space)
-        self.steps = _steps(self.maps, self.reductions)
-        self.mixes = nn.ModuleList(
-            _Mix(
-                reads,
-                writes,
-                sum(in_channels[self.reductions[k].source] for k in reads),
-                sum(out_channels[self.patterns[k].target] for k in writes),
-                bias and not self.patterns[writes[0]].signature,
-            )
-            for reads, writes in _products(self.maps, self.reductions, self.patterns, reach)
-        )
+        self.steps = _steps(self._step_sizes(), self.reductions)
+        self.products = _products(self.maps, self.reductions, self.patterns, reach)
+        self._build(bias)
         self.scores = None
         if pool == "attention":
-            self.scores = nn.ModuleList(nn.Linear(in_channels[s.source], 1) for s in self.steps)
+            keys = self._score_keys()
+            sources = {key: in_channels[step.source] for key, step in zip(keys, self.steps, strict=True)}
+            self.scores = nn.ModuleDict({key: nn.Linear(width, 1) for key, width in sources.items()})
+            self.score_keys = keys
         self.reset_parameters()
+
+    def _build(self, bias: bool) -> None:
+        """Make the coefficients."""
+        self.mixes = nn.ModuleList(
+            _Mix(
+                sum(self.in_channels[self.reductions[k].source] for k in reads),
+                sum(self.out_channels[self.patterns[k].target] for k in writes),
+                bias and not self.patterns[writes[0]].signature,
+            )
+            for reads, writes in self.products
+        )
+
+    def _affine(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Matrix and constants of every product."""
+        return [(mix.weight, mix.bias) for mix in cast(list[_Mix], list(self.mixes))]
+
+    def _step_sizes(self) -> list[tuple[int, ...]]:
+        """Lengths of the set axes of every block by which the order of pooling is chosen."""
+        return [m.sizes for m in self.maps]
+
+    def _score_keys(self) -> list[str]:
+        """Names of the scores of every step of pooling by attention."""
+        return [str(k) for k in range(len(self.steps))]
 
     def reset_parameters(self) -> None:
         """Normal weights; the variances of all maps that reach one target add up to 1 for features of unit variance."""
         fan_in = [0] * len(self.maps)
-        for mix, writes in self._writes():
+        for weight, _, writes in self._writes():
             for target, _ in writes:
-                fan_in[target] += mix.weight.shape[1]
+                fan_in[target] += weight.shape[1]
         with torch.no_grad():
-            for mix, writes in self._writes():
-                mix.weight.normal_()
-                if mix.bias is not None:
-                    mix.bias.zero_()
+            for weight, bias, writes in self._writes():
+                weight.normal_()
+                if bias is not None:
+                    bias.zero_()
                 for target, rows in writes:
-                    mix.weight[rows] *= max(1, fan_in[target]) ** -0.5
+                    weight[rows] *= max(1, fan_in[target]) ** -0.5
 
     @torch.no_grad()
     def calibrate(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -146,26 +155,31 @@ class EquivariantLinear(nn.Module):
         How strongly pooled features vary depends on what they are pooled from, so no rule for the variance of weights
         holds the second moment through a stack of layers; measuring does.
         """
-        gains = [y.square().mean().clamp(min=1e-12).rsqrt() if y.numel() else torch.ones(()) for y in self(features)]
-        for mix, writes in self._writes():
-            for target, rows in writes:
-                mix.weight[rows] *= gains[target]
-                if mix.bias is not None:
-                    mix.bias[rows] *= gains[target]
+        self._scale([y.square().mean() if y.numel() else torch.ones(()) for y in self(features)])
         return self(features)
+
+    def _scale(self, squares: Sequence[Tensor]) -> None:
+        """Divide the coefficients of every target by the root of its mean square."""
+        gains = [square.clamp(min=1e-12).rsqrt() for square in squares]
+        for weight, bias, writes in self._writes():
+            for target, rows in writes:
+                weight[rows] *= gains[target]
+                if bias is not None:
+                    bias[rows] *= gains[target]
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Every block from every block in reach."""
         reduced = self._reduce(features)
         read = [_moved(reduced[r.source, r.partition, frozenset(r.kept)], r.kept) for r in self.reductions]
         sums: list[dict[Partition, list[tuple[tuple[int, ...], Tensor]]]] = [{} for _ in self.maps]
-        for mix in self._mixes():
-            mixed = mix([read[k] for k in mix.reads])
+        for (reads, writes), (weight, bias) in zip(self.products, self._affine(), strict=True):
+            x = read[reads[0]] if len(reads) == 1 else torch.cat([read[k] for k in reads], dim=-1)
+            mixed = F.linear(x, weight, bias)
             start = 0
-            for k in mix.writes:
+            for k in writes:
                 p = self.patterns[k]
                 width = self.out_channels[p.target]
-                part = mixed if len(mix.writes) == 1 else mixed.narrow(-1, start, width)
+                part = mixed if len(writes) == 1 else mixed.narrow(-1, start, width)
                 sums[p.target].setdefault(p.partition, []).append((p.kept, part))
                 start += width
         return [_write(m, written) for m, written in zip(self.maps, sums, strict=True)]
@@ -184,22 +198,19 @@ class EquivariantLinear(nn.Module):
 
     def _pooled(self, x: Tensor, axis: int, step: int) -> Tensor:
         if self.scores is not None:
-            return (x * self.scores[step](x).softmax(dim=axis)).sum(axis)
+            return (x * self.scores[self.score_keys[step]](x).softmax(dim=axis)).sum(axis)
         return _pool(x, axis, self.pool)
 
-    def _mixes(self) -> list[_Mix]:
-        return cast(list[_Mix], list(self.mixes))
-
-    def _writes(self) -> list[tuple[_Mix, list[tuple[int, slice]]]]:
-        """For every product the targets of its rows."""
+    def _writes(self) -> list[tuple[Tensor, Tensor | None, list[tuple[int, slice]]]]:
+        """Matrix, constants and the targets of their rows, of every product."""
         result = []
-        for mix in self._mixes():
-            start, writes = 0, []
-            for k in mix.writes:
+        for (_, writes), (weight, bias) in zip(self.products, self._affine(), strict=True):
+            start, targets = 0, []
+            for k in writes:
                 target = self.patterns[k].target
-                writes.append((target, slice(start, start + self.out_channels[target])))
+                targets.append((target, slice(start, start + self.out_channels[target])))
                 start += self.out_channels[target]
-            result.append((mix, writes))
+            result.append((weight, bias, targets))
         return result
 
     def extra_repr(self) -> str:
@@ -230,14 +241,14 @@ def _are_neighbours(a: FeatureMap, b: FeatureMap) -> bool:
     return bool(set(a.groups) & set(b.groups)) or (operations[0] == operations[1] != "") or a is b
 
 
-def _steps(maps: Sequence[FeatureMap], wanted: Sequence[Reduction]) -> list[_Step]:
+def _steps(lengths: Sequence[tuple[int, ...]], wanted: Sequence[Reduction]) -> list[_Step]:
     """An order of pooling in which every reduction comes from the smallest one that holds one part more."""
     found: dict[tuple[int, Partition, frozenset[int]], _Step] = {}
     groups: dict[tuple[int, Partition], set[frozenset[int]]] = {}
     for r in wanted:
         groups.setdefault((r.source, r.partition), set()).add(frozenset(r.kept))
     for (source, partition), kept_sets in groups.items():
-        sizes = [maps[source].sizes[part[0]] for part in partition]
+        sizes = [lengths[source][part[0]] for part in partition]
         for kept in sorted(kept_sets, key=len, reverse=True):
             above = [other for other in kept_sets if len(other) == len(kept) + 1 and kept < other]
             if above:

@@ -26,6 +26,7 @@ class FeatureEncoding(nn.Module):
         max_free: Longest product of free axes; ``None`` for no limit.
         frequencies: Number of frequencies; 0 leaves the numbers as they are.
         frequency_scale: Deviation of the frequencies.
+        slots: For every block the number of its matrix, for blocks that share one; ``None`` for one each.
 
     Attributes:
         free: Length of the free axes of every block behind the map.
@@ -38,13 +39,21 @@ class FeatureEncoding(nn.Module):
     frequencies: Tensor
 
     def __init__(
-        self, space: FeatureSpace, *, max_free: int | None, frequencies: int = 0, frequency_scale: float = 1.0
+        self,
+        space: FeatureSpace,
+        *,
+        max_free: int | None,
+        frequencies: int = 0,
+        frequency_scale: float = 1.0,
+        slots: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.free = [m.free if max_free is None else min(m.free, max_free) for m in space.maps]
+        self.slots = list(range(len(space)) if slots is None else slots)
+        ends = {slot: (m.free, free) for slot, m, free in zip(self.slots, space.maps, self.free, strict=True)}
         self.shorten = nn.ModuleList(
-            nn.Linear(m.free, free, bias=False) if free < m.free else nn.Identity()
-            for m, free in zip(space.maps, self.free, strict=True)
+            nn.Linear(long, short, bias=False) if short < long else nn.Identity()
+            for long, short in (ends[slot] for slot in sorted(ends))
         )
         for linear in self.shorten:
             if isinstance(linear, nn.Linear):
@@ -54,7 +63,7 @@ class FeatureEncoding(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Encoded features."""
-        short = [shorten(x) for shorten, x in zip(self.shorten, features, strict=True)]
+        short = [self.shorten[slot](x) for slot, x in zip(self.slots, features, strict=True)]
         return [self._fourier(x) for x in short] if len(self.frequencies) else short
 
     def _fourier(self, x: Tensor) -> Tensor:
