@@ -174,6 +174,10 @@ def test_an_empty_group(make, siren, random_weights):
     assert make([siren], 3)(groups).shape == (2, 3)
     answer = make([siren])(groups)[0]
     assert {k: w.shape for k, w in answer.items()} == {k: (0, *shape) for k, shape in siren.shapes}
+    other = BlockLayout.mlp([2, 3, 1])
+    net = make([siren, other], 3)
+    net.fit_normalisation([(siren, empty), (other, random_weights(other, 2))])  # types that only the empty group has
+    assert all(value.isfinite().all() for value in net.standardise.buffers())
 
 
 def test_bad_requests_are_refused(make, siren, random_weights):
@@ -189,6 +193,21 @@ def test_bad_requests_are_refused(make, siren, random_weights):
             make([siren], wrong)
     with pytest.raises(SpecError, match="'layers' of Shared.* must be at least 0 .got -1"):
         make([siren], 3, layers=-1)
+    with pytest.raises(SpecError, match=r"'architectures' must be layouts .got .'WeightSpace'.*layout\(\)"):
+        make([trace(nn.Linear(2, 3), torch.zeros(1, 2)).weight_space()], 3)
+    weights = random_weights(siren)
+    for use in (net, net.fit_normalisation):
+        with pytest.raises(ShapeError, match="'groups' must hold at least one pair of a layout and weights .got dict"):
+            use(weights)
+        with pytest.raises(ShapeError, match="Group 1 must be a pair of a BlockLayout and weights .got dict"):
+            use([(siren, weights), weights])
+    with pytest.raises(ShapeError, match="Normalisation must be fitted on at least one network"):
+        net.fit_normalisation([(siren, {k: w[:0] for k, w in weights.items()})])
+    weights["layers.1.bias"][0, 0] = torch.inf
+    with pytest.raises(
+        SpecError, match="'layers.1.bias' of the networks that normalisation is fitted on holds numbers"
+    ):
+        net.fit_normalisation([(siren, weights)])
     own = type("Own", (type(net),), {})
     with pytest.raises(SpecError, match="Own is not among .'SharedOperatorNet'"):
         own([siren], 3).to_json()

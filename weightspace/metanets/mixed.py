@@ -146,6 +146,8 @@ class SharedMetanet(nn.Module, ABC):
                 raise SpecError(
                     "'architectures' must hold at least one layout. Give those of the networks to train on."
                 )
+            if wrong := [type(x).__name__ for x in architectures if not isinstance(x, BlockLayout)]:
+                raise SpecError(f"'architectures' must be layouts (got {wrong}). Pass trace(module, *inputs).layout().")
             architectures = RelationTypes.of(architectures)
         self.types, self.out_features, self.config = architectures, out_features, config
         relations, nodes, width = len(self.types.relations), len(self.types.nodes), config.width
@@ -181,7 +183,13 @@ class SharedMetanet(nn.Module, ABC):
         return plan
 
     def fit_normalisation(self, groups: Sequence[Group]) -> None:
-        """Take the normalisation statistics from these networks; call it once, with the training split."""
+        """Take the normalisation statistics from these networks; call it once, with the training split.
+
+        Raises:
+            ShapeError: there are no networks, or weights do not fit their layout.
+            SpecError: a number is infinite or not a number.
+        """
+        _check_groups(groups)
         self.standardise.fit([(self.plan(layout), self._blocks(layout, weights)) for layout, weights in groups])
 
     def embed(self, groups: Sequence[Group]) -> Tensor:  # shape: (number of networks, embedding_features)
@@ -230,8 +238,7 @@ class SharedMetanet(nn.Module, ABC):
 
     def _by_type(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Parameters by type that are used once per group, worked out once per batch."""
-        if not groups:
-            raise ShapeError("'groups' must hold at least one pair of a layout and weights.")
+        _check_groups(groups)
         banks = {"start": self.start, "index": self.index, "size": self.size, "node_functions": self.node_functions}
         return {name: bank() for name, bank in banks.items()} | ({"scale": self.scale()} if self.scale else {})
 
@@ -285,6 +292,20 @@ class SharedMetanet(nn.Module, ABC):
         """In and out."""
         out = "weights" if self.out_features is None else self.out_features
         return f"{len(self.types.relations)} relations, {len(self.types.nodes)} kinds of nodes -> {out}"
+
+
+def _check_groups(groups: Sequence[Group]) -> None:
+    if not isinstance(groups, Sequence) or not groups:
+        raise ShapeError(
+            "'groups' must hold at least one pair of a layout and weights (got "
+            f"{'none' if isinstance(groups, Sequence) else type(groups).__name__}). Pass [(layout, weights), ...]."
+        )
+    for n, group in enumerate(groups):
+        if not (isinstance(group, tuple) and len(group) == 2 and isinstance(group[0], BlockLayout)):
+            raise ShapeError(
+                f"Group {n} must be a pair of a BlockLayout and weights (got {type(group).__name__}). Pass "
+                "(trace(module, *inputs).layout(), weights)."
+            )
 
 
 def _is_empty(blocks: Mapping[int, Tensor]) -> bool:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from weightspace.errors import ShapeError, SpecError
 from weightspace.layers.mixed.shared_plan import BlockPlan, SharedPlan
 
 __all__ = ["Normalisation", "SharedStandardise"]
@@ -52,17 +53,31 @@ class SharedStandardise(nn.Module):
 
     @torch.no_grad()
     def fit(self, groups: Iterable[tuple[SharedPlan, Mapping[int, Tensor]]]) -> None:
-        """Take the statistics from these networks (the training split); every scalar counts once."""
+        """Take the statistics from these networks (the training split); every scalar counts once.
+
+        Raises:
+            ShapeError: there are no networks.
+            SpecError: a number is infinite or not a number.
+        """
         sums = torch.zeros(len(self.mean), 3, dtype=torch.float64)
         scales: dict[int, list[Tensor]] = {}
         for plan, blocks in groups:
             for entry in (*plan.features, *plan.operators):
                 values = _in_units(blocks[entry.number], entry).double()
+                if not len(values):
+                    continue
+                if not values.isfinite().all():
+                    raise SpecError(
+                        f"'{entry.block.name}' of the networks that normalisation is fitted on holds numbers that are "
+                        "infinite or not numbers. Leave out the networks whose training diverged."
+                    )
                 terms = [float(values.numel()), float(values.sum()), float(values.square().sum())]
                 one = torch.tensor(terms, dtype=torch.float64)
                 for number in {0, entry.type}:
                     sums[number] += one
                     scales.setdefault(number, []).append(_scales(values))
+        if not sums[0, 0]:
+            raise ShapeError("Normalisation must be fitted on at least one network (got 0). Give the training split.")
         count = sums[:, 0].clamp(min=1)
         mean = sums[:, 1] / count
         std = (sums[:, 2] / count - mean**2).clamp(min=0).sqrt()
