@@ -11,7 +11,7 @@ from torch import Tensor
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
 from weightspace.layers.scaling_kinds import scaling_kinds
 
-__all__ = ["GIVERS", "NEURONS", "BlockRoles", "Side", "collect", "odd_layers", "scatter"]
+__all__ = ["GIVERS", "NEURONS", "BlockRoles", "Side", "collect", "node_features", "odd_layers", "scatter"]
 
 NEURONS = ("input", "hidden", "output")
 """Kinds of node layers that compute something, or are given it."""
@@ -124,3 +124,13 @@ def scatter(values: Tensor, nodes: Tensor | None, size: int) -> Tensor:
     if nodes is None:
         return values
     return values.new_zeros(values.shape[0], size, values.shape[2]).index_add(1, nodes, values)
+
+
+def node_features(
+    values: Tensor,  # shape: (B, G, O, I, K)
+    side: Side,
+) -> Tensor:  # shape: (B, G * O, I * K) on the target side, (B, G * I, O * K) on the source side
+    """Parameters of one block as a vector per neuron of one side."""
+    if side == "source":
+        values = values.transpose(2, 3)
+    return values.flatten(3, 4).flatten(1, 2)

@@ -8,19 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.block_roles import BlockRoles, Side, nodes_of, scatter
+from weightspace.layers.block_roles import BlockRoles, Side, node_features, nodes_of, scatter
 
-__all__ = ["NodeEmbedding", "node_codes", "node_features"]
-
-
-def node_features(
-    values: Tensor,  # shape: (B, G, O, I, K)
-    side: Side,
-) -> Tensor:  # shape: (B, G * O, I * K) on the target side, (B, G * I, O * K) on the source side
-    """Parameters of one block as a vector per neuron of one side."""
-    if side == "source":
-        values = values.transpose(2, 3)
-    return values.flatten(3, 4).flatten(1, 2)
+__all__ = ["NodeEmbedding", "node_codes"]
 
 
 def node_codes(

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from weightspace.layers.block_roles import nodes_of, scatter
-from weightspace.layers.messages.node_embedding import node_features
+from weightspace.layers.block_roles import node_features, nodes_of, scatter
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph
 from weightspace.layers.neural_graph.pna import keep_moment_
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.block_roles import collect, nodes_of, scatter
-from weightspace.layers.messages.node_embedding import node_features
+from weightspace.layers.block_roles import collect, node_features, nodes_of, scatter
 from weightspace.layers.scaling_kinds import Kind
 
 __all__ = ["NeuronLengths", "ScaleEdits", "ScaleNodes"]
