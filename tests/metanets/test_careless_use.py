@@ -49,6 +49,14 @@ def test_a_number_below_the_smallest_is_named(name, option):
         build_metanet(name, TRACE, 3, {option: least - 1})
 
 
+@pytest.mark.parametrize("name", ["neural_graph", "neural_graph_transformer"])
+def test_neural_graphs_read_through_frequencies(name):
+    with pytest.raises(
+        SpecError, match="'frequencies' must be at least 1 .got 0.: parameters enter through them alone"
+    ):
+        build_metanet(name, TRACE, 3, {"frequencies": 0})
+
+
 def test_every_whole_number_has_a_smallest():
     whole = {
         field.name

@@ -18,6 +18,7 @@ from weightspace.metanets import (
     SharedMetanet,
     SharedOperatorNet,
     SharedOperatorNetConfig,
+    architecture_from_json,
     shared_metanet_from_json,
 )
 from weightspace.testing import assert_equivariant, permutation_action
@@ -208,6 +209,8 @@ def test_bad_requests_are_refused(make, siren, random_weights):
         SpecError, match="'layers.1.bias' of the networks that normalisation is fitted on holds numbers"
     ):
         net.fit_normalisation([(siren, weights)])
+    with pytest.raises(SpecError, match="'shared-.*' reads mixed architectures.*shared_metanet_from_json"):
+        architecture_from_json(net.to_json())
     own = type("Own", (type(net),), {})
     with pytest.raises(SpecError, match="Own is not among .'SharedOperatorNet'"):
         own([siren], 3).to_json()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from weightspace.errors import SpecError
 from weightspace.layers.block_roles import node_features, nodes_of, scatter
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph
 from weightspace.layers.neural_graph.pna import keep_moment_
@@ -25,6 +26,9 @@ class FourierFeatures(nn.Module):
 
     Shape:
         - input: ``(..., features)``; output: ``(..., 2 * frequencies)``.
+
+    Raises:
+        SpecError: no frequencies.
     """
 
     frequencies: Tensor
@@ -32,6 +36,10 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, features: int, frequencies: int, scale: float) -> None:
         super().__init__()
+        if frequencies < 1:
+            raise SpecError(
+                f"'frequencies' must be at least 1 (got {frequencies}): parameters enter through them alone."
+            )
         self.register_buffer("frequencies", torch.randn(features, frequencies) * (2 * math.pi * scale))
         self.register_buffer("quarters", torch.tensor([0.5, 0.0]).repeat_interleave(frequencies), persistent=False)
 
