@@ -6,7 +6,7 @@ from tests.graphs.message_passing.kernels.graphs import GRAPHS
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists, KernelEdges
 
 
-@pytest.fixture(params=GRAPHS.values(), ids=GRAPHS.keys())
+@pytest.fixture(params=GRAPHS.values(), ids=list(GRAPHS))
 def edges(request) -> KernelEdges:
     """One shape class of graph after the other."""
     return request.param()

@@ -1,6 +1,7 @@
 """Message passing as operators of torch: Triton kernels on CUDA, the same equations in plain torch elsewhere."""
 
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists, KernelEdges
+from weightspace.graphs.message_passing.kernels.edge_pass import edge_pass
 from weightspace.graphs.message_passing.kernels.segment_reduce import segment_reduce
 
-__all__ = ["EdgeLists", "KernelEdges", "segment_reduce"]
+__all__ = ["EdgeLists", "KernelEdges", "edge_pass", "segment_reduce"]

@@ -21,7 +21,7 @@ class EdgeLists:
     """The edges of every node, cut in pieces of at most ``longest``.
 
     Results of several pieces of one node go to rows of their own, behind the ``num_owners`` rows of the result, and
-    are joined in order afterwards. Made by :meth:`of` from any lists, or by :meth:`of_rectangles`, which needs no index.
+    are joined in order afterwards. Made by :meth:`of` from any lists, or by :meth:`of_rectangles` without an index.
 
     Args:
         num_owners: Number of nodes.
@@ -34,7 +34,7 @@ class EdgeLists:
             empty for rectangles. Shape ``(count,)``.
         hub, hub_ptr: Nodes that have several pieces, and where their parts begin; shapes ``(H,)`` and ``(H + 1,)``.
         order: Number of the edge at every place, empty where places are numbers. Shape ``(E,)`` or ``(0,)``.
-        other: By edge, the node at its other end; empty for rectangles or where nothing asks. Shape ``(E,)`` or ``(0,)``.
+        other: By edge, the node at its other end, empty for rectangles or where nothing asks. Shape as ``order``.
 
     Example:
         >>> lists = EdgeLists.of(torch.tensor([0, 2, 2, 7]), longest=3)
@@ -110,7 +110,8 @@ class EdgeLists:
         hub = torch.arange(hubs, device=device)
         hub_ptr = owners + per_row * torch.arange(hubs + 1, device=device)
         rectangle = (per_matrix, length, *steps)
-        return cls(owners, owners * per_row, hubs * per_row, longest, rectangle, *[none] * 4, hub, hub_ptr, none, none)
+        tensors = [none, none, none, none, hub, hub_ptr, none, none]
+        return cls(owners, owners * per_row, hubs * per_row, longest, rectangle, *tensors)
 
     @property
     def tensors(self) -> list[Tensor]:

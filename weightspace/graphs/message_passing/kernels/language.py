@@ -2,6 +2,7 @@
 
 The modules named ``*_triton`` are imported when a kernel is first asked for.
 """
+# pyright: reportInvalidTypeForm=false
 
 import contextlib
 from collections.abc import Iterator
@@ -59,20 +60,22 @@ def on_device(x: Tensor) -> Iterator[None]:
 def dot(a, b, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     """Matrix product in float32."""
     if WIDEN:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
+        product = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
     else:
-        return tl.dot(a, b, input_precision=PRECISION)
+        product = tl.dot(a, b, input_precision=PRECISION)
+    return product
 
 
 @triton.jit
 def activate(z, ACTIVATION: tl.constexpr):
-    """``act(z)``."""
+    """``act(z)``; GELU by tanh is ``z (1 + tanh u) / 2 = z sigmoid(2 u)``."""
     if ACTIVATION == "silu":
-        return z * tl.sigmoid(z)
-    elif ACTIVATION == "gelu":  # of tanh: z sigmoid(2 u) = z (1 + tanh u) / 2
-        return z * tl.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
+        g = z * tl.sigmoid(z)
+    elif ACTIVATION == "gelu":
+        g = z * tl.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
     else:
-        return tl.maximum(z, 0.0)
+        g = tl.maximum(z, 0.0)
+    return g
 
 
 @triton.jit
@@ -80,12 +83,13 @@ def slope(z, ACTIVATION: tl.constexpr):
     """``act'(z)``."""
     if ACTIVATION == "silu":
         s = tl.sigmoid(z)
-        return s * (1.0 + z * (1.0 - s))
+        d = s * (1.0 + z * (1.0 - s))
     elif ACTIVATION == "gelu":
         s = tl.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
-        return s + z * s * (1.0 - s) * 1.5957691216057308 * (1.0 + 0.134145 * z * z)
+        d = s + z * s * (1.0 - s) * 1.5957691216057308 * (1.0 + 0.134145 * z * z)
     else:
-        return tl.where(z > 0.0, 1.0, 0.0)
+        d = tl.where(z > 0.0, 1.0, 0.0)
+    return d
 
 
 @triton.jit

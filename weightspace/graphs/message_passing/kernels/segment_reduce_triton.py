@@ -1,4 +1,5 @@
 """Kernels that reduce the values of the edges of every node, forward and backward."""
+# pyright: reportInvalidTypeForm=false
 
 from typing import Any
 
@@ -172,14 +173,14 @@ def _layout(lists: EdgeLists, channels: int) -> tuple[tuple[int, int], dict[str,
     return grid, {"BLOCKS": lists.rectangle is not None, "ORDERED": len(lists.order) > 0, **blocks}
 
 
-def join(out: Tensor, arg: Tensor, lists: EdgeLists, *, extreme: str | None = None) -> None:
-    """Bring the parts of hubs together, in order, in place.
-
-    Args:
-        out, arg: Shape ``(num_owners + parts, C)``, ``arg`` for an extremum only.
-        lists: Edges of every node.
-        extreme: ``"max"``, ``"min"`` or ``None`` for sums.
-    """
+def join(
+    out: Tensor,  # shape: (num_owners + parts, C)
+    arg: Tensor,  # likewise, for an extremum only
+    lists: EdgeLists,
+    *,
+    extreme: str | None = None,
+) -> None:
+    """Bring the parts of hubs together, in order, in place; ``extreme`` is "max", "min" or ``None`` for sums."""
     if not len(lists.hub) or not out.shape[1]:
         return
     block_c = tile(out.shape[1])
