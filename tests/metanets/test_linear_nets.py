@@ -26,6 +26,7 @@ VARIANTS = [
     ("nfn", {"ends": "channels", "frequencies": 3}),
     ("unf", {"norm": "layer"}),
     ("unf", {"share": "relations"}),
+    ("dws", {"set_heads": 3}),
     ("dws", {"share": "relations", "pool": "attention", "reach": "neighbours", "max_free": 2}),
     ("unf", {"pool": "sum", "positions": "sets"}),
 ]

@@ -26,8 +26,9 @@ class DWSNet(LinearNet):
 
     All linear equivariant maps between the tensors, inputs and outputs told apart by channels, pooled by maximum,
     batch-normalised. Deviations: any architecture that can be traced, not MLPs of three layers and more alone; the
-    maps into the last weight have all their output columns (the published code shares them); pooling by a learned
-    softmax (``pool="attention"``) stands where theirs has self-attention blocks, which are quadratic in the width.
+    maps into the last weight have all their output columns (the published code shares them); self-attention between
+    neurons, which theirs has in place of every set layer, is an option here (``set_heads=8``), one for every neuron
+    group and layer on all that is read of its neurons, and not one for every pair of tensors.
     ``reach="neighbours"`` is their diagonal variant, ``max_free`` their down-sampling of wide inputs (a matrix here).
 
     Args, shapes and errors: see :class:`LinearNet`.

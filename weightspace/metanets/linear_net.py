@@ -48,6 +48,7 @@ class LinearNetConfig:
         max_free: Longest product of axes that is kept as channels; longer ones are mapped to this length first.
         pool: How axes are reduced: mean, sum, max or attention.
         reach: Whether every tensor reads all tensors, or its neighbours only.
+        set_heads: Heads of self-attention between the neurons of every group, beside what is pooled; 0 for none.
         norm: Of the channels behind every layer: none, batch (one statistic per tensor) or layer.
         share: ``"tensors"``: every pair of tensors has coefficients of its own; ``"relations"``: coefficients belong to
             kinds of tensors and how they stand to each other, so that the parameters load for other depths.
@@ -65,6 +66,7 @@ class LinearNetConfig:
     max_free: int | None = 64
     pool: Pool = "mean"
     reach: Reach = "all"
+    set_heads: int = 0
     norm: Norm = "none"
     share: Share = "tensors"
     frequencies: int = 0
@@ -161,7 +163,7 @@ class LinearNet(Metanet):
         ends = end_groups(read, space) | features.position_groups
         linear = RelationLinear if self.is_shared else EquivariantLinear
         self.linears = nn.ModuleList(
-            linear(features, before, after, pool=config.pool, reach=config.reach)
+            linear(features, before, after, pool=config.pool, reach=config.reach, heads=config.set_heads)
             for before, after in zip(wide[:-1], wide[1:], strict=True)
         )
         self.positions = nn.ModuleList(_EndEmbedding(features, ends, before, self.slots) for before in wide[:-1])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from weightspace.errors import SpecError
 from weightspace.layers.linear.equivariant_basis import Partition, Pattern, Reduction, Signature, patterns, reductions
 from weightspace.layers.linear.feature_space import FeatureMap, FeatureSpace
+from weightspace.layers.linear.set_attention import SetAttention
 
 __all__ = ["EquivariantLinear", "Pool", "Reach", "pooled_diagonal"]
 
@@ -60,13 +61,15 @@ class EquivariantLinear(nn.Module):
             keep the equivariance, not the linearity.
         reach: ``"all"``: every block reads every block; ``"neighbours"``: only blocks that share a neuron group, or
             belong to the same operation.
+        heads: Where above 0, the neurons of every group also hear from each other by
+            :class:`~weightspace.layers.linear.set_attention.SetAttention` of so many heads, on what is read of them.
         bias: Whether constants are added; there is one for every way of writing a block.
 
     Shape:
         - input: one tensor ``(B, *set sizes, in channels)`` per block; output: the same with the out channels.
 
     Raises:
-        SpecError: an unknown ``pool`` or ``reach``.
+        SpecError: an unknown ``pool`` or ``reach``; a negative number of heads.
 
     Notes:
         ``2 * scalars * in_channels * out_channels`` floating-point operations and three passes over the result per
@@ -89,6 +92,7 @@ class EquivariantLinear(nn.Module):
         *,
         pool: Pool = "mean",
         reach: Reach = "all",
+        heads: int = 0,
         bias: bool = True,
     ) -> None:
         super().__init__()
@@ -96,11 +100,14 @@ class EquivariantLinear(nn.Module):
             raise SpecError(f"'pool' must be one of {list(POOLS)} (got '{pool}').")
         if reach not in REACHES:
             raise SpecError(f"'reach' must be one of {list(REACHES)} (got '{reach}').")
+        if heads < 0:
+            raise SpecError(f"'heads' must not be negative (got {heads}).")
         self.space, self.maps, self.reach = space, space.maps, reach
         self.pool: Pool = pool
         self.in_channels, self.out_channels = list(in_channels), list(out_channels)
         self.reductions, self.patterns = reductions(space), patterns(space)
         self.steps = _steps(self._step_sizes(), self.reductions)
+        self.heads = heads
         self.products = _products(self.maps, self.reductions, self.patterns, reach)
         self._build(bias)
         self.scores = None
@@ -112,15 +119,18 @@ class EquivariantLinear(nn.Module):
         self.reset_parameters()
 
     def _build(self, bias: bool) -> None:
-        """Make the coefficients."""
-        self.mixes = nn.ModuleList(
-            _Mix(
-                sum(self.in_channels[self.reductions[k].source] for k in reads),
-                sum(self.out_channels[self.patterns[k].target] for k in writes),
-                bias and not self.patterns[writes[0]].signature,
-            )
-            for reads, writes in self.products
-        )
+        """Make the coefficients; what neurons hear by attention is read like one more reduction."""
+        mixes, self.attentions = [], nn.ModuleDict()
+        for n, (reads, writes) in enumerate(self.products):
+            signature = self.patterns[writes[0]].signature
+            read = sum(self.in_channels[self.reductions[k].source] for k in reads)
+            heard = 0
+            if self.heads and len(signature) == 1:
+                heard = self.heads * -(-min(self.out_channels[self.patterns[k].target] for k in writes) // self.heads)
+                self.attentions[str(n)] = SetAttention(read, heard, self.heads)
+            written = sum(self.out_channels[self.patterns[k].target] for k in writes)
+            mixes.append(_Mix(read + heard, written, bias and not signature))
+        self.mixes = nn.ModuleList(mixes)
 
     def _affine(self) -> list[tuple[Tensor, Tensor | None]]:
         """Matrix and constants of every product."""
@@ -172,8 +182,10 @@ class EquivariantLinear(nn.Module):
         reduced = self._reduce(features)
         read = [_moved(reduced[r.source, r.partition, frozenset(r.kept)], r.kept) for r in self.reductions]
         sums: list[dict[Partition, list[tuple[tuple[int, ...], Tensor]]]] = [{} for _ in self.maps]
-        for (reads, writes), (weight, bias) in zip(self.products, self._affine(), strict=True):
+        for n, ((reads, writes), (weight, bias)) in enumerate(zip(self.products, self._affine(), strict=True)):
             x = read[reads[0]] if len(reads) == 1 else torch.cat([read[k] for k in reads], dim=-1)
+            if str(n) in self.attentions:
+                x = torch.cat([x, self.attentions[str(n)](x)], dim=-1)
             mixed = F.linear(x, weight, bias)
             start = 0
             for k in writes:

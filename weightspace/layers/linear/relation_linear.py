@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from weightspace.errors import SpecError
 from weightspace.layers.linear.equivariant_linear import EquivariantLinear
 from weightspace.layers.linear.relation_types import kinds_of, relation_of, relations_in, term_type, terms_of
 
@@ -33,7 +34,7 @@ class RelationLinear(EquivariantLinear):
     of coefficients does not grow with the depth, and the parameters made for one depth load for another. (Sharing
     between layers as in graph metanetworks, Lim et al. 2024, section 3; the basis is that of Zhou et al. 2024.)
 
-    Args, shapes and errors: see :class:`EquivariantLinear`.
+    Args, shapes and errors: see :class:`EquivariantLinear`; ``heads`` must be 0.
 
     Notes:
         Types that another depth may have but this one lacks are parameters too, and 0: of a network with a single
@@ -42,6 +43,9 @@ class RelationLinear(EquivariantLinear):
     """
 
     def _build(self, bias: bool) -> None:
+        if self.heads:
+            raise SpecError(f"'heads' must be 0 where coefficients are shared by relation (got {self.heads}).")
+        self.attentions = nn.ModuleDict()
         space, maps = self.space, self.maps
         self.kinds = kinds_of(space)
         example = {kind: i for i, kind in enumerate(self.kinds)}
