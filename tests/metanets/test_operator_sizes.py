@@ -63,7 +63,9 @@ def test_fixed_nodes_are_told_apart_whether_wide_or_not(wide_from, build, random
 def test_bad_sizes_and_symmetries_are_refused():
     with pytest.raises(SpecError, match="'chunk' must be None, 0 or a number of edges .got -1"):
         OperatorNetConfig(chunk=-1)
-    with pytest.raises(SpecError, match="'symmetry' must be 'permutation' or 'sign' .got 'phase'"):
+    with pytest.raises(SpecError, match="'symmetry' must be one of .*'scale', 'sign', 'permutation'. .got 'phase'"):
         OperatorNetConfig(symmetry="phase")  # pyright: ignore[reportArgumentType]
     with pytest.raises(SpecError, match="'probes' must be 0 for symmetry='sign' .got 4"):
         OperatorNetConfig(symmetry="sign", probes=4)
+    with pytest.raises(SpecError, match="'layers' of OperatorNet must be at least 1 .got 0"):
+        OperatorNetConfig(layers=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.block_roles import BlockRoles, odd_layers
+from weightspace.layers.blocks import join_blocks
 from weightspace.layers.messages.message_layer import Executor, MessageLayer
 from weightspace.layers.messages.node_embedding import NodeEmbedding
 from weightspace.layers.messages.operator_bank import KEPT_FLOATS, OperatorBank
 from weightspace.layers.messages.weight_edits import EdgeEdit, NodeEdit
 from weightspace.layers.probes import Probe, ProbeFeatures
 from weightspace.layers.readout import InvariantReadout, head
-from weightspace.layers.standardise import Standardise
+from weightspace.layers.scale.scale_frame import ScaleFrame
+from weightspace.layers.scaling_kinds import Symmetry, scaling_kinds
 from weightspace.metanets.metanet import Metanet
 
 __all__ = ["OperatorNet", "OperatorNetConfig"]
@@ -38,15 +40,17 @@ class OperatorNetConfig:
         function_units: Hidden units of the functions of the weight.
         frequencies: Fourier features of the parameters that touch fixed nodes.
         frequency_scale: Standard deviation of their initial phases, radians.
-        head_width: Hidden units of the head.
-        dropout, head_dropout: Rates inside the neuron MLPs and the head.
+        head_width: Hidden units of the head; nothing where weights are returned.
+        dropout, head_dropout: Rates inside the neuron MLPs, and inside the head where there is one.
         probes: Learned inputs on which the network that is read is evaluated; 0 reads weights only.
         wide_from: Fixed layers (inputs, outputs, positions) of so many nodes or more take part as nodes, told apart by
             codes. Below, a hidden neuron reads the parameters to all of them as one vector, the better and dearer way:
             the parameters that read it grow with the number of nodes.
         chunk: Edges of a block whose functions are evaluated at a time; ``None`` to choose by the size of the block
             and of the batch, 0 to keep all functions. The same numbers in every case.
-        symmetry: ``"permutation"``, or ``"sign"`` to respect sign flips of neurons behind odd functions (tanh, sine).
+        symmetry: What is respected beside permutations: ``"sign"``, sign flips of neurons behind odd functions (tanh,
+            sine); ``"scale"``, positive factors of neurons behind ReLU and its relatives; ``"auto"``, both;
+            ``"permutation"``, nothing.
         executor: ``"blocks"`` or ``"edges"`` (gather and scatter edge by edge: same numbers, slow).
     """
 
@@ -62,7 +66,7 @@ class OperatorNetConfig:
     probes: int = 0
     wide_from: int = 1000
     chunk: int | None = None
-    symmetry: Literal["permutation", "sign"] = "permutation"
+    symmetry: Symmetry = "permutation"
     executor: Executor = "blocks"
 
     def __post_init__(self) -> None:
@@ -70,12 +74,14 @@ class OperatorNetConfig:
             raise SpecError(f"'width' must be a multiple of 'heads' (got {self.width} and {self.heads}).")
         if self.executor not in ("blocks", "edges"):
             raise SpecError(f"'executor' must be 'blocks' or 'edges' (got '{self.executor}').")
-        if self.symmetry not in ("permutation", "sign"):
-            raise SpecError(f"'symmetry' must be 'permutation' or 'sign' (got '{self.symmetry}').")
-        if self.symmetry == "sign" and self.probes:
+        if self.layers < 1:
+            raise SpecError(f"'layers' of OperatorNet must be at least 1 (got {self.layers}).")
+        if self.symmetry not in get_args(Symmetry):
+            raise SpecError(f"'symmetry' must be one of {list(get_args(Symmetry))} (got '{self.symmetry}').")
+        if self.symmetry != "permutation" and self.probes:
             raise SpecError(
-                f"'probes' must be 0 for symmetry='sign' (got {self.probes}): probe features do not change sign with "
-                "the neuron. Take symmetry='permutation' to read them."
+                f"'probes' must be 0 for symmetry='{self.symmetry}' (got {self.probes}): probe features are added to "
+                "states, which do not change with the neuron as they do. Take symmetry='permutation' to read them."
             )
         if self.chunk is not None and self.chunk < 0:
             raise SpecError(f"'chunk' must be None, 0 or a number of edges (got {self.chunk}).")
@@ -115,10 +121,12 @@ class OperatorNet(Metanet):
     Notes:
         Invariant (equivariant) under all neuron permutations of the layout; with ``symmetry="sign"`` under the sign
         flips of :func:`~weightspace.layers.block_roles.odd_layers` too, for which the normalisation divides by the
-        root mean square and does not centre. About ``2 (2 C + function_units * heads)`` floating-point operations per
-        weight, direction and layer. Functions of large blocks are streamed: evaluated a chunk at a time, recomputed
-        in backward, never kept, so that memory grows with the neurons and not with the weights; derivatives of second
-        order then need ``chunk=0``.
+        root mean square and does not centre; with ``"scale"`` under the positive factors that
+        :func:`~weightspace.layers.scaling_kinds.scaling_kinds` names, which are divided out of the weights before they
+        are read and put back into their changes (:class:`~weightspace.layers.scale.scale_frame.ScaleFrame`). About
+        ``2 (2 C + function_units * heads)`` floating-point operations per weight, direction and layer. Functions of
+        large blocks are streamed: evaluated a chunk at a time, recomputed in backward, never kept, so that memory grows
+        with the neurons and not with the weights; derivatives of second order then need ``chunk=0``.
 
     Example:
         >>> import torch
@@ -145,10 +153,12 @@ class OperatorNet(Metanet):
                 f"'probe' must be given for probes={config.probes}. Pass one, or read weights only: probes=0."
             )
         self.roles = roles = BlockRoles.of(layout, config.wide_from)
-        self.odd = odd_layers(layout) if config.symmetry == "sign" else frozenset()
+        self.odd = odd_layers(layout) if config.symmetry in ("sign", "auto") else frozenset()
+        kinds = scaling_kinds(layout) if config.symmetry in ("scale", "auto") else {}
+        self.frame = ScaleFrame(layout, kinds) if "scale" in kinds.values() else None
         self.executor: Executor = config.executor
         featured = {i for pairs in roles.features.values() for i, _ in pairs}
-        self.standardise = Standardise(layout, left=set(roles.operators) - featured)
+        self.standardise.left = frozenset(set(roles.operators) - featured)
         self.embedding = NodeEmbedding(
             layout,
             roles,
@@ -237,6 +247,9 @@ class OperatorNet(Metanet):
     def fit_normalisation(self, weights: Mapping[str, Tensor]) -> None:
         """Take the normalisation statistics from these networks; call it once, with the training split."""
         super().fit_normalisation(weights)
+        if self.frame is not None:
+            values, _ = self._framed(self._blocks(weights))
+            self.standardise.fit(join_blocks(self.layout, values))
         odd = [i for i in range(len(self.layout.blocks)) if any(self._ends_are_odd(i))]
         mean, std = self.standardise.mean, self.standardise.std
         std[odd] = torch.hypot(mean[odd], std[odd])
@@ -277,12 +290,31 @@ class OperatorNet(Metanet):
         assert self.readout is not None  # built where it is used
         return self.readout([states[name].expand(batch, -1, -1) for name in self.roles.hidden], constants)
 
+    def _framed(self, raw: dict[int, Tensor]) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
+        """Blocks without the positive factors of the neurons, and the lengths that hold these."""
+        assert self.frame is not None  # asked for where there is one
+        lengths = self.frame.lengths(raw)
+        return {i: self.frame.enter(i, value, lengths) for i, value in raw.items()}, lengths
+
     def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
+        if self.frame is not None:
+            raw, _ = self._framed(raw)
+            standard = self.standardise(raw)
         return self._pooled(*self._states(weights, raw, standard), len(next(iter(raw.values()))))
 
     def _edits(
         self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
     ) -> dict[int, Tensor]:
+        if self.frame is None:
+            return self._directions(weights, raw, standard)
+        raw, lengths = self._framed(raw)
+        edits = self._directions(weights, raw, self.standardise(raw))
+        return {i: self.frame.leave(i, edit, lengths) for i, edit in edits.items()}
+
+    def _directions(
+        self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
+    ) -> dict[int, Tensor]:
+        """Direction of change of every block, without the factors of the neurons."""
         states, constants = self._states(weights, raw, standard)
         blocks, batch = self.layout.blocks, len(next(iter(raw.values())))
         streamed = self._streamed(batch)
