@@ -62,7 +62,7 @@ def test_every_whole_number_has_a_smallest():
         for field in fields(config)
         if field.type in ("int", "int | None")
     }
-    assert whole == set(_LEAST)
+    assert whole == set(_LEAST), "say in metanets/options.py how small the option can be"
 
 
 def test_options_are_checked_however_they_are_given():

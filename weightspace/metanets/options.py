@@ -15,7 +15,7 @@ __all__ = ["check_config", "config_from", "is_number"]
 _LEAST: dict[str, int] = {
     **dict.fromkeys(("width", "edge_width", "attention_width", "heads", "head_width", "function_units"), 1),
     **dict.fromkeys(("edge_units", "node_hidden", "edge_hidden", "expansion", "token", "max_free"), 1),
-    **dict.fromkeys(("layers", "depth", "head_layers", "frequencies", "probes", "wide_from", "chunk"), 0),
+    **dict.fromkeys(("layers", "depth", "head_layers", "frequencies", "probes", "wide_from", "chunk", "set_heads"), 0),
 }
 """Smallest whole number that an option can be."""
 _KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", NoneType: "None"}
