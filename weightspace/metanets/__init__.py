@@ -16,12 +16,11 @@ from weightspace.metanets.linear_net import LinearNet, LinearNetConfig
 from weightspace.metanets.metanet import Metanet
 from weightspace.metanets.mixed import (
     SharedGraphMetanetwork,
-    SharedGraphMetanetworkConfig,
     SharedMetanet,
     SharedOperatorNet,
-    SharedOperatorNetConfig,
     shared_metanet_from_json,
 )
+from weightspace.metanets.mixed_config import SharedGraphMetanetworkConfig, SharedOperatorNetConfig
 from weightspace.metanets.mixed_reader import MixedReader
 from weightspace.metanets.neural_graph import NeuralGraphNet, NeuralGraphNetConfig
 from weightspace.metanets.neural_graph_transformer import NeuralGraphTransformer, NeuralGraphTransformerConfig

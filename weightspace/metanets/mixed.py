@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,83 +20,21 @@ from weightspace.layers.mixed.shared_edits import SharedEdits
 from weightspace.layers.mixed.shared_messages import SharedEdgeUpdate, SharedMessages
 from weightspace.layers.mixed.shared_plan import INDEX_FEATURES, SIZE_FEATURES, SharedPlan
 from weightspace.layers.mixed.shared_readout import SharedReadout
-from weightspace.layers.mixed.shared_standardise import Normalisation, SharedStandardise
+from weightspace.layers.mixed.shared_standardise import SharedStandardise
 from weightspace.layers.readout import head
+from weightspace.metanets.mixed_config import SharedGraphMetanetworkConfig, SharedOperatorNetConfig
 from weightspace.metanets.options import check_config, config_from, is_number
 
 __all__ = [
     "Group",
     "SharedGraphMetanetwork",
-    "SharedGraphMetanetworkConfig",
     "SharedMetanet",
     "SharedOperatorNet",
-    "SharedOperatorNetConfig",
     "shared_metanet_from_json",
 ]
 
 Group = tuple[BlockLayout, Mapping[str, Tensor]]
 """Networks of one architecture: their layout, and a state dict with a leading batch axis."""
-
-
-@dataclass(frozen=True)
-class SharedOperatorNetConfig:
-    """Options of :class:`SharedOperatorNet`.
-
-    Args:
-        width: Channels per neuron.
-        heads: Functions of the weight per direction and layer; each carries ``width / heads`` channels.
-        layers: Rounds of message passing.
-        function_units: Hidden units of the functions of the weight.
-        head_width: Hidden units of the head.
-        dropout, head_dropout: Rates inside the neuron MLPs and the head.
-        normalisation: ``"relation"`` or ``"network"``, see :class:`~weightspace.layers.SharedStandardise`.
-    """
-
-    width: int = 48
-    heads: int = 8
-    layers: int = 3
-    function_units: int = 16
-    head_width: int = 128
-    dropout: float = 0.1
-    head_dropout: float = 0.1
-    normalisation: Normalisation = "relation"
-
-    def __post_init__(self) -> None:
-        _check(self.width, "heads", self.heads, self.normalisation)
-
-
-@dataclass(frozen=True)
-class SharedGraphMetanetworkConfig:
-    """Options of :class:`SharedGraphMetanetwork`.
-
-    Args:
-        width: Channels per node.
-        edge_width: Channels per edge; each scales ``width / edge_width`` channels of the messages along it.
-        layers: Rounds of message passing, with an edge update between two rounds.
-        edge_units: Hidden units of the functions that embed a parameter.
-        head_width: Hidden units of the head.
-        dropout, head_dropout: Rates inside the node MLPs and the head.
-        normalisation: ``"relation"`` or ``"network"``, see :class:`~weightspace.layers.SharedStandardise`.
-    """
-
-    width: int = 48
-    edge_width: int = 8
-    layers: int = 3
-    edge_units: int = 16
-    head_width: int = 128
-    dropout: float = 0.1
-    head_dropout: float = 0.1
-    normalisation: Normalisation = "relation"
-
-    def __post_init__(self) -> None:
-        _check(self.width, "edge_width", self.edge_width, self.normalisation)
-
-
-def _check(width: int, name: str, part: int, normalisation: str) -> None:
-    if part < 1 or width % part:
-        raise SpecError(f"'width' must be a multiple of '{name}' (got {width} and {part}).")
-    if normalisation not in ("relation", "network"):
-        raise SpecError(f"'normalisation' must be 'relation' or 'network' (got '{normalisation}').")
 
 
 class SharedMetanet(nn.Module, ABC):
