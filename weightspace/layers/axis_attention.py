@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
 from weightspace.layers.block_roles import Side
+from weightspace.layers.recompute import linear_of, recomputed
 
 __all__ = ["AxisAttention", "EntryTable"]
 
@@ -152,13 +153,19 @@ class AxisAttention(nn.Module):
         self.project_means = nn.Linear(width, 3 * width, bias=False)
         self.merge, self.merge_means = nn.Linear(width, width), nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What is added to every parameter."""
-        batch, _, width = x.shape
-        projected = self.table.parts(self.project(x))
+    def forward(self, x: Tensor, again: Callable[[], Tensor] | None = None) -> Tensor:
+        """What is added to every parameter; with ``again``, which computes ``x``, it is not kept for the backward."""
+        projected = self.project(x) if again is None else linear_of(again, x, self.project)
+        heard = recomputed(self._heard, projected)  # else queries, keys and values are kept once more for every axis
+        return self.table.masked(self.merge(heard) + self.table.spread(self._between_means(x)))
+
+    def _heard(self, projected: Tensor) -> Tensor:
+        """Answers of both axes added up, ``(B, E, 3 C) -> (B, E, C)``."""
+        batch, width = len(projected), projected.shape[2] // 3
+        parts = self.table.parts(projected)
         heard: dict[int, Tensor] = {}
         for members in self.table.axes.values():
-            tokens = [self._tokens(projected[number], number, side) for number, side in members]
+            tokens = [self._tokens(parts[number], number, side) for number, side in members]
             counts = [t.shape[3] for t in tokens]
             query, key, value = torch.cat(tokens, dim=3).flatten(4).unbind()
             answers = F.scaled_dot_product_attention(query, key, value)
@@ -167,10 +174,9 @@ class AxisAttention(nn.Module):
                 order = (0, 3, 2, 1, 4) if side == "target" else (0, 2, 3, 1, 4)
                 answer = answer.permute(order).reshape(batch, -1, width)
                 heard[number] = heard[number] + answer if number in heard else answer
-        joined = [heard[n] if n in heard else x.new_zeros(batch, 1, 1).expand(-1, m.rows * m.columns, width)
+        joined = [heard[n] if n in heard else projected.new_zeros(batch, 1, 1).expand(-1, m.rows * m.columns, width)
                   for n, m in enumerate(self.table.matrices)]  # fmt: skip
-        result = self.merge(torch.cat(joined, dim=1)) + self.table.spread(self._between_means(x))
-        return self.table.masked(result)
+        return torch.cat(joined, dim=1)
 
     def _tokens(self, projected: Tensor, number: int, side: Side) -> Tensor:
         """Queries, keys and values of one matrix along one side, ``(3, B, heads, T, n, C / heads)``."""

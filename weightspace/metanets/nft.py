@@ -13,6 +13,7 @@ from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.axis_attention import AxisAttention, EntryTable
 from weightspace.layers.block_roles import GIVERS
 from weightspace.layers.readout import head
+from weightspace.layers.recompute import linear_of
 from weightspace.metanets.metanet import Metanet
 
 __all__ = ["NFT", "NFTConfig"]
@@ -110,8 +111,18 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.table.masked(self.norm(x))))
-        return x + self.table.masked(self.feed(x))
+        before = x
+        normed = lambda: self.table.masked(self.norm(before))  # noqa: E731
+        x = before + self.dropout(self.attention(normed(), normed))
+        return x + self.table.masked(self._fed(x))
+
+    def _fed(self, x: Tensor) -> Tensor:
+        """The feed-forward map; of its steps what enters the norm and the GELU are kept for the backward pass."""
+        norm, first, act, second, dropout = self.feed
+        assert isinstance(first, nn.Linear)
+        assert isinstance(second, nn.Linear)
+        hidden = linear_of(lambda: norm(x), norm(x), first)
+        return dropout(linear_of(lambda: act(hidden), act(hidden), second))
 
 
 class NFT(Metanet):
