@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from tests.metanets.conftest import SMALL
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.metanets import OperatorNetConfig
+from weightspace.metanets import OperatorNetConfig, build_metanet
 
 
 def _with_gradients(net, weights):
@@ -25,6 +26,20 @@ def test_streaming_changes_no_answer_and_no_gradient(wide_from, layout, build, r
         net.fit_normalisation({k: w.detach() for k, w in weights.items()})
     for a, b in zip(_with_gradients(streamed, weights), _with_gradients(kept, weights), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-11)
+
+
+def test_streamed_blocks_take_part_in_autocast(siren, random_weights):
+    weights = {k: w.float() for k, w in random_weights(siren).items()}
+    gradients = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        net = build_metanet("operator", siren, 3, {**SMALL["operator"], "chunk": 5}).eval()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            answer = net(weights)
+        answer.float().square().sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    exact, rounded = (torch.cat([g.flatten() for g in some if g is not None]) for some in gradients)
+    assert 0 < (rounded - exact).norm() < 0.05 * exact.norm()  # eight bits of mantissa
 
 
 def test_large_architectures_are_streamed_and_small_ones_are_not(build):

@@ -1,4 +1,4 @@
-"""Messages in both directions of a large block, its functions evaluated a few rows at a time and never kept."""
+"""Messages in both directions of a large block, its functions evaluated a square at a time and never kept."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ class StreamedOperator:
     def _per_head(self, x: Tensor, size: int) -> Tensor:
         """``(B or 1, G * size, C) -> (heads, B * G, C / heads, size)``."""
         batch, groups = self.values.shape[:2]
-        x = x.view(len(x), groups, size, self.heads, -1).permute(3, 0, 1, 4, 2)
+        # under autocast states are short numbers and weights are not: what is streamed has the type of the weights
+        x = x.to(self.values.dtype).view(len(x), groups, size, self.heads, -1).permute(3, 0, 1, 4, 2)
         return x.expand(-1, batch, -1, -1, -1).reshape(self.heads, batch * groups, -1, size)
 
     def _joined(self, x: Tensor) -> Tensor:
