@@ -103,8 +103,7 @@ class NeuralGraphNet(NeuralGraphMetanet):
         config = config or NeuralGraphNetConfig()
         graph = NeuralGraph.of(layout, reverse=config.reverse)
         width, edge_width = config.width, config.edge_width
-        widest = max(2 * width, 2 * edge_width)
-        super().__init__(layout, out_features, config, graph=graph, widest=widest, copies=copies, probe=probe)
+        super().__init__(layout, out_features, config, graph=graph, copies=copies, probe=probe)
         self.convs = nn.ModuleList(PrincipalConv(graph, width, edge_width) for _ in range(config.layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.layers - 1))
         # edges are updated after the last round only if they are read

@@ -20,21 +20,21 @@ from weightspace.metanets.metanet import Metanet
 __all__ = ["NeuralGraphMetanet"]
 
 _PIECE = 1 << 20
-"""Numbers per edge tensor of a piece of the batch on a CPU. Measured: 4 networks 2-32-32-1 at a time are read in 0.8 of
-the time of 64, whose temporaries go to memory; one at a time costs more calls than it saves."""
+"""Numbers per edge tensor of a piece of the batch on a CPU, where such tensors are held for all edges. Measured:
+4 networks 2-32-32-1 at a time are read in 0.8 of the time of 64, whose temporaries go to memory; one at a time costs
+more calls than it saves."""
 
 
 class NeuralGraphMetanet(Metanet):
     """Base of the metanetworks that read neural graphs; subclasses pass messages in :meth:`_rounds`.
-
-    Batches on a CPU are read in pieces.
 
     Args:
         layout: Architecture of the networks that are read.
         out_features: Numbers returned per network; ``None`` to return weights.
         config: Options; those of :class:`NeuralGraphNet` that both have are read here.
         graph: Nodes and relations.
-        widest: Channels of a wide tensor on the edges.
+        widest: Channels of the widest tensor that is held for all edges between two rounds, if batches on a CPU are to
+            be read in pieces.
         copies: Versions of the weights that are returned.
         probe: Evaluates the networks on ``config.probes`` learned inputs.
 
@@ -49,7 +49,7 @@ class NeuralGraphMetanet(Metanet):
         config: Any,
         *,
         graph: NeuralGraph,
-        widest: int,
+        widest: int | None = None,
         copies: int,
         probe: Probe | None,
     ) -> None:
@@ -59,7 +59,8 @@ class NeuralGraphMetanet(Metanet):
                 f"'probe' must be given for probes={config.probes}. Pass one, or read weights only: probes=0."
             )
         self.graph = graph
-        self.piece = max(1, _PIECE // (max(1, graph.num_edges) * widest))
+        if widest is not None:
+            self.piece = max(1, _PIECE // (max(1, graph.num_edges) * widest))
         self.embedding = GraphEmbedding(
             graph, config.width, config.edge_width, frequencies=config.frequencies, scale=config.frequency_scale
         )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from weightspace.errors import SpecError
+from weightspace.graphs.message_passing import BlockEdges, Sent, edge_pass
 from weightspace.layers.block_roles import node_features, nodes_of, scatter
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph
 from weightspace.layers.neural_graph.pna import keep_moment_
@@ -50,6 +53,16 @@ class FourierFeatures(nn.Module):
         if len(frequencies) == 1:
             return torch.addcmul(shifts, x, frequencies[0]).sin_()
         return (x @ frequencies).add_(shifts).sin_()
+
+
+class _Embedding:
+    """Linear map of the Fourier features of the parameters of an edge."""
+
+    def __init__(self, fourier: FourierFeatures) -> None:
+        self.fourier, self.numbers = fourier, len(fourier.quarters)
+
+    def __call__(self, edges: Tensor, _receivers: Tensor, _senders: Tensor, *parameters: Tensor) -> Sent:
+        return Sent(state=F.linear(self.fourier(edges), *parameters))
 
 
 def _table_rows(graph: NeuralGraph) -> Tensor:
@@ -151,6 +164,22 @@ class GraphEmbedding(nn.Module):
             parts.append(part)
         return torch.cat(parts, dim=1)
 
+    def _embed(
+        self,
+        key: str,
+        values: Tensor,  # shape: (B, G, O, I, K)
+    ) -> Tensor:  # shape: (B, G, O, I, directions * C_e)
+        """First states of the edges of a block, the Fourier features never held for all of them."""
+        fourier, linear = cast(FourierFeatures, self.fourier[key]), cast(nn.Linear, self.maps[key])
+        flat = values.flatten(0, 1)
+        matrices, rows, columns = flat.shape[:3]
+        silent = flat.new_empty(matrices, rows, 0), flat.new_empty(matrices, columns, 0)
+        topology, parameters = BlockEdges(matrices, rows, columns), (linear.weight, linear.bias)
+        states = edge_pass(
+            _Embedding(fourier), topology, flat, silent[0], silent[1], parameters, to_receivers=()
+        ).states
+        return cast(Tensor, states).view(*values.shape[:-1], -1)
+
     def _edges(self, standard: Mapping[int, Tensor], batch: int) -> list[Tensor]:
         edges: list[Tensor] = []
         for r in self.graph.relations:
@@ -158,7 +187,7 @@ class GraphEmbedding(nn.Module):
                 continue
             key = f"edge_{r.kind}"
             if key in self.maps:
-                both = self.maps[key](self.fourier[key](standard[r.block]))
+                both = self._embed(key, standard[r.block])
             else:
                 both = self.constants[str(r.kind)].flatten().expand(batch, r.groups, r.receivers, r.senders, -1)
             ways = both.split(self.edge_width, dim=-1)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from weightspace.graphs.message_passing import BlockEdges, EdgeMlp, ModulatedMessage, edge_pass
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph, NodeRange
 from weightspace.layers.neural_graph.node_reduce import NodeReduce
 
 __all__ = ["SILU_MOMENT", "PrincipalAggregation", "PrincipalConv", "SplitEdgeUpdate", "keep_moment_"]
 
+STATISTICS = ("sum", "square", "max", "min")
 _VARIANCE_FLOOR = 1e-5
 """Corso et al. 2020: keeps the derivative of the deviation finite."""
 SILU_MOMENT = 0.3557
@@ -29,32 +30,6 @@ def keep_moment_(linear: nn.Linear, *, terms: int = 1, moment: float = 1.0) -> n
     return linear
 
 
-class _Statistics(torch.autograd.Function):
-    """Sum, sum of squares, maximum and minimum of ``(B, G, R, S, C)`` over ``S``.
-
-    The derivative of the extrema, shared evenly by equal entries, comes from signs in place of comparisons: autograd's
-    own converts masks of the whole edge tensor and took half of the backward pass. Differentiable twice.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        top, bottom = m.amax(3), m.amin(3)
-        ctx.save_for_backward(m, top, bottom)
-        return m.sum(3), (m * m).sum(3), top, bottom
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        m, top, bottom = ctx.saved_tensors
-        on_sum, on_square, on_top, on_bottom = gradients
-        constant, result = on_sum, m * (2 * on_square).unsqueeze(3)
-        for distance, gradient in ((top.unsqueeze(3) - m, on_top), (m - bottom.unsqueeze(3), on_bottom)):
-            is_other = distance.detach().sign()  # 0 at the extremum, 1 elsewhere
-            share = gradient / (m.shape[3] - is_other.sum(3))
-            constant = constant + share
-            result = torch.addcmul(result, is_other, share.unsqueeze(3), value=-1)
-        return result + constant.unsqueeze(3)
-
-
 class PrincipalAggregation(nn.Module):
     r"""Mean, minimum, maximum and deviation over the edges of each node, each also scaled by its degree.
 
@@ -67,7 +42,8 @@ class PrincipalAggregation(nn.Module):
         graph: Nodes and relations.
 
     Shape:
-        - messages: one tensor ``(B, G, R, S, C)`` per relation; output: ``(B, N, 8 C)``, zero at nodes without edges.
+        - partial results: for every relation ``sum``, ``square``, ``max`` and ``min`` of its messages per receiver,
+          each ``(B, G * R, C)``; output: ``(B, N, 8 C)``, zero at nodes without edges.
     """
 
     degrees: Tensor
@@ -78,18 +54,10 @@ class PrincipalAggregation(nn.Module):
         self.register_buffer("degrees", graph.degrees()[:, None], persistent=False)
         self.reduce = NodeReduce(graph)
 
-    def forward(self, messages: Sequence[Tensor]) -> Tensor:
+    def forward(self, parts: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """Eight numbers per channel and node."""
-        moments, extrema = [], []
-        for m in messages:
-            if m.shape[3] == 1:
-                one = m.squeeze(3).flatten(1, 2)
-                moments.append(torch.cat([one, one * one], dim=-1))
-                extrema.append(torch.cat([one, -one], dim=-1))
-            else:
-                total, square, top, bottom = _Statistics.apply(m)
-                moments.append(torch.cat([total, square], dim=-1).flatten(1, 2))
-                extrema.append(torch.cat([top, -bottom], dim=-1).flatten(1, 2))
+        moments = [torch.cat([part["sum"], part["square"]], dim=-1) for part in parts]
+        extrema = [torch.cat([part["max"], -part["min"]], dim=-1) for part in parts]
         is_reached, logs = self.degrees > 0, (self.degrees + 1).log()
         mean, square = (self.reduce(moments, "sum") / self.degrees.clamp(min=1)).chunk(2, dim=-1)
         top, bottom = torch.where(is_reached, self.reduce(extrema, "amax"), 0.0).chunk(2, dim=-1)
@@ -132,15 +100,12 @@ class PrincipalConv(nn.Module):
     def forward(self, x: Tensor, edges: Sequence[Tensor]) -> Tensor:
         """New states of all nodes."""
         at_receiver, at_sender = self.from_receiver(x), self.from_sender(x)
-        messages = []
+        parameters, parts = (self.modulate.weight, self.modulate.bias), []
         for e, receiver, sender in zip(edges, self.receivers, self.senders, strict=True):
-            groups, rows, columns = e.shape[1:4]
-            ends = receiver(at_receiver).unflatten(1, (groups, rows, 1)) + sender(at_sender).unflatten(
-                1, (groups, 1, columns)
-            )
-            scale, shift = self.modulate(e).chunk(2, dim=-1)
-            messages.append(torch.addcmul(shift, scale, ends))
-        return self.update(torch.cat([x, self.aggregate(messages)], dim=-1))
+            arguments = rectangles(e, receiver(at_receiver), sender(at_sender))
+            passed = edge_pass(ModulatedMessage(), *arguments, parameters, to_receivers=STATISTICS)
+            parts.append({how: value.view(len(e), -1, self.width) for how, value in passed.receivers.items()})
+        return self.update(torch.cat([x, self.aggregate(parts)], dim=-1))
 
 
 class SplitEdgeUpdate(nn.Module):
@@ -171,13 +136,25 @@ class SplitEdgeUpdate(nn.Module):
     def forward(self, edges: Sequence[Tensor], x: Tensor) -> list[Tensor]:
         """New edge states by relation."""
         at_receiver, at_sender = self.from_receiver(x), self.from_sender(x)
-        updated = []
+        parameters, updated = (self.edge.weight, self.out.weight, self.out.bias), []
         for e, receiver, sender in zip(edges, self.receivers, self.senders, strict=True):
-            groups, rows, columns = e.shape[1:4]
-            hidden = self.edge(e).add_(receiver(at_receiver).unflatten(1, (groups, rows, 1)))
-            hidden.add_(sender(at_sender).unflatten(1, (groups, 1, columns)))
-            updated.append(self.out(F.silu(hidden)))
+            arguments = rectangles(e, receiver(at_receiver), sender(at_sender))
+            states = edge_pass(EdgeMlp(), *arguments, parameters, to_receivers=()).states
+            assert states is not None
+            updated.append(states.view(*e.shape[:-1], -1))
         return updated
+
+
+def rectangles(
+    edges: Tensor,  # shape: (B, G, R, S, C_e)
+    at_receivers: Tensor,  # shape: (B, G * R, C)
+    at_senders: Tensor,  # shape: (B, G * S, C)
+) -> tuple[BlockEdges, Tensor, Tensor, Tensor]:
+    """A relation as :func:`~weightspace.graphs.message_passing.edge_pass` takes it."""
+    states = edges.flatten(0, 1)
+    matrices, rows, columns = states.shape[:3]
+    receivers, senders = at_receivers.reshape(matrices, rows, -1), at_senders.reshape(matrices, columns, -1)
+    return BlockEdges(matrices, rows, columns), states, receivers, senders
 
 
 def _ends(graph: NeuralGraph) -> tuple[nn.ModuleList, nn.ModuleList]:

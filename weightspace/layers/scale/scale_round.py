@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.graphs.block_layout import BlockLayout
+from weightspace.graphs.message_passing import BlockEdges, Sent, edge_pass
 from weightspace.layers.block_roles import Side, collect, nodes_of, scatter
 from weightspace.layers.scale.scale_equivariant import RescaleEq, ScaleEq, ScaleInv
 from weightspace.layers.scaling_kinds import Kind
@@ -117,7 +118,7 @@ class ScaleRound(nn.Module):
         self._build(kinds, width, dropout)
 
     def _build(self, kinds: Mapping[str, Kind], width: int, dropout: float) -> None:
-        self.products, self.messages, self.links = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.messages, self.links = nn.ModuleDict(), nn.ModuleDict()
         self.updates, self.dropout = nn.ModuleDict(), nn.Dropout(dropout)
         self.invariants, self.gates, self.carries = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         renewed = {self._key(route) for route in self.renewals}
@@ -126,8 +127,7 @@ class ScaleRound(nn.Module):
             if route.is_link:
                 self.links[key] = nn.Linear(width, width, bias=False)
             elif key not in self.messages:
-                self.products[key] = RescaleEq(width, carry=key in renewed)
-                self.messages[key] = ScaleEq(kinds[route.end], width, width)
+                self.messages[key] = _Message(kinds[route.end], width, carry=key in renewed)
         for name, sides in self._sides().items():
             self.updates[self._update_key(name, sides)] = ScaleEq(kinds[name], (1 + len(sides)) * width, width)
         for route in self.renewals:
@@ -186,21 +186,45 @@ class ScaleRound(nn.Module):
             heard = self.links[key](collect(origin, read)).view(-1, groups, count, origin.shape[-1]).sum(2, True)
             heard = heard.expand(-1, -1, kept, -1).flatten(1, 2)
         else:
-            product = cast(RescaleEq, self.products[key])
-            mapped = product.node(collect(origin, read)).view(-1, groups, count, origin.shape[-1])
-            mixed, carried = product(mapped.unsqueeze(2 if forward else 3), edges[route.edge])
-            heard = self.messages[key](mixed).sum(3 if forward else 2).flatten(1, 2)
+            message, states = cast(_Message, self.messages[key]), edges[route.edge]
+            mapped = message.product.node(collect(origin, read)).view(-1, count, origin.shape[-1])
+            silent = mapped.new_empty(len(mapped), kept, 0)
+            passed = edge_pass(
+                message,
+                BlockEdges(len(mapped), out, inputs),
+                states.flatten(0, 1),
+                *((silent, mapped) if forward else (mapped, silent)),
+                to_receivers=("sum",) if forward else (),
+                to_senders=not forward,
+            )
+            heard = passed.receivers["sum"] if forward else cast(Tensor, passed.senders)
+            heard = heard.view(len(origin), -1, origin.shape[-1])
+            carried = None if passed.states is None else passed.states.view(states.shape)
         return scatter(heard * scale, write, size), carried
 
     def _renew(self, route: Route, invariant: Mapping[str, Tensor], carried: Tensor) -> Tensor:
         """New edge states of one direction of one block."""
         groups, out, inputs, _ = self.shapes[route.number]
         source, target = (route.origin, route.end) if route.to == "target" else (route.end, route.origin)
-        at_source = collect(invariant[source], getattr(self, f"source_{route.number}")).unflatten(
-            1, (groups, 1, inputs)
-        )
-        at_target = collect(invariant[target], getattr(self, f"target_{route.number}")).unflatten(1, (groups, out, 1))
-        return carried * self.gates[self._key(route)](at_source, at_target)
+        gate, states = cast(_Gate, self.gates[self._key(route)]), carried.flatten(0, 1)
+        at_source = gate.source(collect(invariant[source], getattr(self, f"source_{route.number}")))
+        at_target = gate.target(collect(invariant[target], getattr(self, f"target_{route.number}")))
+        ends = (x.reshape(len(states), n, -1) for x, n in ((at_target, out), (at_source, inputs)))
+        renewed = edge_pass(gate, BlockEdges(len(states), out, inputs), states, *ends, to_receivers=()).states
+        return cast(Tensor, renewed).view(carried.shape)
+
+
+class _Message(nn.Module):
+    """A function of the product of the neuron at the sending end and the edge, and a further image of the edge."""
+
+    def __init__(self, kind: Kind, width: int, *, carry: bool) -> None:
+        super().__init__()
+        self.product, self.function = RescaleEq(width, carry=carry), ScaleEq(kind, width, width)
+        self.numbers = 2 * width
+
+    def forward(self, edges: Tensor, rows: Tensor, columns: Tensor) -> Sent:
+        mixed, carried = self.product(columns if columns.shape[-1] else rows, edges)
+        return Sent(self.function(mixed), carried)
 
 
 class _Gate(nn.Module):
@@ -212,5 +236,5 @@ class _Gate(nn.Module):
         self.second = nn.Linear(width, width)
         nn.init.ones_(self.second.bias)
 
-    def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        return self.second(F.silu(self.source(source) + self.target(target)))
+    def forward(self, edges: Tensor, at_target: Tensor, at_source: Tensor) -> Sent:
+        return Sent(state=edges * self.second(F.silu(at_target + at_source)))

@@ -1,0 +1,284 @@
+"""Rectangles, sparse edges, pieces and whole graphs against the equation written edge by edge, in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from weightspace.errors import ShapeError, SpecError
+from weightspace.graphs.message_passing import (
+    BlockEdges,
+    EdgeMlp,
+    ModulatedMessage,
+    Sent,
+    SparseEdges,
+    edge_pass,
+)
+
+ALL = ("sum", "square", "max", "min")
+
+
+def scored(edges, receivers, senders, weight):
+    """A message that serves every reduction: two heads of scores over ends and edges, bounded values, new states."""
+    value = torch.tanh((edges * senders) @ weight + receivers)
+    return Sent(value, edges + value, value[..., :2] + receivers[..., :2])
+
+
+MESSAGES: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
+    "function": (scored, [(4, 4)]),
+    "mlp": (EdgeMlp(), [(4, 4), (3, 4), (3,)]),
+    "relu mlp": (EdgeMlp("relu"), [(4, 4), (3, 4), (3,)]),
+    "residual mlp": (EdgeMlp(residual=True), [(4, 4), (4, 4), (4,)]),
+    "mlp without states": (EdgeMlp(), [(4, 4)]),
+    "modulated": (ModulatedMessage(), [(8, 4), (8,)]),
+}
+
+
+def run(*args: Any, **kwargs: Any) -> Any:
+    return edge_pass(*args, **kwargs)
+
+
+def total_of(tensors: Any) -> Any:
+    """A function of all entries."""
+    return torch.cat([x.sin().flatten() for x in tensors]).sum()
+
+
+def draw(*shapes: tuple[int, ...], seed: int = 0) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+
+
+def edge_by_edge(
+    message: Any, edge_index: Any, edges: Any, receivers: Any, senders: Any, parameters: Any, how: str
+) -> Any:
+    """Results of a list of edges by one Python loop over receivers; the equation."""
+    sender, receiver = edge_index
+    sent = [
+        message(edges[k, None], receivers[i, None], senders[j, None], *parameters)
+        for k, (j, i) in enumerate(zip(sender.tolist(), receiver.tolist(), strict=True))
+    ]
+    values = torch.cat([s.value for s in sent])
+    states = None if sent[0].state is None else torch.cat([s.state for s in sent])
+    rows = []
+    for i in range(len(receivers)):
+        mine = values[receiver == i]
+        if how == "softmax":
+            scores = torch.cat([s.score for s in sent])[receiver == i]
+            rows.append((scores.softmax(0).repeat_interleave(2, 1) * mine).sum(0))
+        elif how in ("max", "min"):
+            start = -math.inf if how == "max" else math.inf
+            infinite = mine.new_full((1, mine.shape[1]), start)
+            rows.append(getattr(torch.cat([mine, infinite]), f"a{how}")(0) if len(mine) else infinite[0])
+        else:
+            rows.append((mine if how == "sum" else mine * mine).sum(0))
+    at_senders = torch.stack([values[sender == j].sum(0) for j in range(len(senders))])
+    return states, torch.stack(rows), at_senders
+
+
+def same(results, expected, leaves, seed=1):
+    """Equal values, and equal derivatives of a random function of them."""
+    pairs = [(a, b) for a, b in zip(results, expected, strict=True) if b is not None]
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for side in (0, 1):
+        generator.manual_seed(seed)
+        parts = [torch.where(p[side].isfinite(), p[side], 0.0) for p in pairs]
+        total = torch.stack([(x * torch.randn(x.shape, generator=generator)).sum() for x in parts]).sum()
+        found.append(torch.autograd.grad(total, leaves, allow_unused=True))
+    for a, b in zip(*found, strict=True):
+        if b is None:
+            assert a is None or not a.any()
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def joined(passed, how):
+    """The result of one reduction; softmax normalised."""
+    if how != "softmax":
+        return passed.receivers[how]
+    total, weighted = passed.receivers["total"], passed.receivers["weighted"]
+    total = torch.where(total > 0, total, 1.0)
+    return weighted / total.repeat_interleave(weighted.shape[-1] // total.shape[-1], -1)
+
+
+@pytest.mark.parametrize("piece", [0, 1, 5, 1000])
+@pytest.mark.parametrize("name", MESSAGES)
+def test_rectangles_equal_the_equation(name, piece):
+    message, shapes = MESSAGES[name]
+    edges, receivers, senders, *parameters = draw((2, 3, 4, 4), (2, 3, 4), (2, 4, 4), *shapes)
+    index = [(m * 4 + s, m * 3 + r) for m in range(2) for r in range(3) for s in range(4)]
+    for how in (*ALL, "softmax") if name == "function" else ALL:
+        flat: Any = [x.flatten(0, -2) for x in (edges, receivers, senders)]
+        expected = edge_by_edge(message, torch.tensor(index).T, flat[0], flat[1], flat[2], parameters, how)
+        passed = run(
+            message, BlockEdges(2, 3, 4), edges, receivers, senders, parameters,
+            to_receivers=(how,), to_senders=True, piece=piece,
+        )  # fmt: skip
+        states = None if passed.states is None else passed.states.flatten(0, 2)
+        results = (states, joined(passed, how).flatten(0, 1), passed.senders.flatten(0, 1))
+        same(results, expected, [edges, receivers, senders, *parameters])
+
+
+@pytest.mark.parametrize("how", [*ALL, "softmax"])
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    index=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=12),
+    piece=st.sampled_from([0, 1, 3, 100]),
+    seed=st.integers(0, 99),
+)
+def test_sparse_edges_equal_the_equation(how, index, piece, seed):
+    """Empty rows, hubs, repeated edges and self-loops, in any order."""
+    edge_index = torch.tensor(index).T
+    edges, receivers, senders, weight = draw((len(index), 4), (5, 4), (4, 4), (4, 4), seed=seed)
+    topology = SparseEdges.of(edge_index, 5, 4)
+    order = torch.arange(len(index)) if topology.order is None else topology.order
+    states, at_receivers, at_senders = edge_by_edge(scored, edge_index, edges, receivers, senders, [weight], how)
+    passed = run(
+        scored, topology, edges[order], receivers, senders, [weight],
+        to_receivers=(how,), to_senders=True, piece=piece,
+    )  # fmt: skip
+    results = (passed.states, joined(passed, how), passed.senders)
+    same(results, (states[order], at_receivers, at_senders), [edges, receivers, senders, weight])
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_rectangles_and_sparse_edges_agree(name):
+    """The same graph both ways, whole and in pieces: equal to rounding, and equal bits from run to run."""
+    message, shapes = MESSAGES[name]
+    edges, receivers, senders, *parameters = draw((1, 6, 5, 4), (1, 6, 4), (1, 5, 4), *shapes)
+    index = torch.cartesian_prod(torch.arange(6), torch.arange(5)).T.flip(0)
+    arguments = {"to_receivers": ALL, "to_senders": True}
+    answers = []
+    for topology, lead in ((BlockEdges(1, 6, 5), False), (SparseEdges.of(index, 6, 5), True)):
+        tensors = [x.flatten(0, -2) if lead else x for x in (edges, receivers, senders)]
+        for piece in (0, 7, 7):
+            passed = run(message, topology, *tensors, parameters, piece=piece, **arguments)
+            flat = [passed.receivers[how].reshape(6, -1) for how in ALL] + [passed.senders.reshape(5, -1)]
+            flat += [] if passed.states is None else [passed.states.reshape(30, -1)]
+            grads = torch.autograd.grad(total_of(flat), [edges, receivers, senders, *parameters])
+            answers.append([*flat, *grads])
+    for other in answers[1:]:
+        for a, b in zip(answers[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    for one, two in ((1, 2), (4, 5)):
+        assert all(torch.equal(a, b) for a, b in zip(answers[one], answers[two], strict=True))
+
+
+def test_equal_extrema_share_the_derivative_in_every_executor():
+    values = torch.tensor([3.0, 1.0, 3.0, 0.0], dtype=torch.float64)
+    for topology, shape in (
+        (BlockEdges(1, 1, 4), (1, 1, 4)),
+        (SparseEdges.of(torch.stack([torch.arange(4), torch.zeros(4, dtype=torch.long)]), 1, 4), (4,)),
+    ):
+        for piece in (0, 1, 4):
+            edges: Any = values.reshape(*shape, 1).clone().requires_grad_()
+            receivers, senders = edges.new_zeros(*shape[:-2], 1, 0), edges.new_zeros(*shape[:-2], 4, 0)
+            if len(shape) == 1:
+                receivers = edges.new_zeros(1, 0)
+            passed = run(
+                lambda e, i, j: Sent(e), topology, edges, receivers, senders, to_receivers=("max", "min"), piece=piece
+            )
+            for how, expected in (("max", [0.5, 0.0, 0.5, 0.0]), ("min", [0.0, 0.0, 0.0, 1.0])):
+                (found,) = torch.autograd.grad(passed.receivers[how].sum(), edges, retain_graph=True)
+                assert found.flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("piece", [0, 3])
+@pytest.mark.parametrize("name", ["function", "mlp", "modulated"])
+def test_derivatives_of_both_orders(name, piece):
+    message, shapes = MESSAGES[name]
+    tensors = draw((1, 2, 3, 4), (1, 2, 4), (1, 3, 4), *shapes, seed=3)
+
+    def results(edges, receivers, senders, *parameters):
+        passed = run(
+            message, BlockEdges(1, 2, 3), edges, receivers, senders, parameters,
+            to_receivers=("sum", "square"), to_senders=True, piece=piece,
+        )  # fmt: skip
+        return [x for x in (passed.states, *passed.receivers.values(), passed.senders) if x is not None]
+
+    assert torch.autograd.gradcheck(lambda *t: results(*t), tensors)
+    assert torch.autograd.gradgradcheck(lambda *t: total_of(results(*t)), tensors)
+
+
+def test_a_module_is_a_message():
+    class Message(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4).double()
+
+        def forward(self, edges, receivers, senders):
+            return Sent(F.silu(self.linear(edges) + receivers) * senders)
+
+    module = Message()
+    edges, receivers, senders = draw((2, 3, 4, 4), (2, 3, 4), (2, 4, 4))
+    gradients = []
+    for piece in (0, 4):
+        passed = run(module, BlockEdges(2, 3, 4), edges, receivers, senders, piece=piece)
+        gradients.append(torch.autograd.grad(passed.receivers["sum"].sin().sum(), [edges, *module.parameters()]))
+    for a, b in zip(*gradients, strict=True):
+        assert a.any()
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("piece", [0, 2])
+def test_no_edges_at_all(piece):
+    edges, receivers, senders, weight = draw((0, 4), (3, 4), (2, 4), (4, 4))
+    topology = SparseEdges.of(torch.empty(2, 0, dtype=torch.long), 3, 2)
+    passed = run(
+        scored, topology, edges, receivers, senders, [weight], to_receivers=(*ALL, "softmax"), to_senders=True,
+        piece=piece,
+    )  # fmt: skip
+    assert passed.states.shape == (0, 4)
+    assert not passed.receivers["sum"].any()
+    assert not passed.senders.any()
+    assert (passed.receivers["max"] == -math.inf).all()
+    passed.receivers["sum"].sum().backward()
+    assert not receivers.grad.any()
+
+
+def test_memory_of_a_step_grows_with_the_edges_that_are_given_and_not_with_what_is_computed_on_them():
+    """Saved for backward: the arguments. Hidden units of all edges would be 32 times the edges here."""
+    edges, receivers, senders = draw((1, 64, 64, 1), (1, 64, 32), (1, 64, 32))
+    weight, saved = torch.randn(32, 1, dtype=torch.float64, requires_grad=True), []
+    for piece in (0, 512):
+        count = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, c=count: c.append(x.numel()) or x, lambda x: x):
+            run(EdgeMlp(), BlockEdges(1, 64, 64), edges, receivers, senders, [weight], piece=piece)
+        saved.append(sum(count))
+    assert saved[1] <= edges.numel() + receivers.numel() + senders.numel() + weight.numel()
+    assert saved[0] > 32 * edges.numel()
+
+
+def test_wrong_arguments_are_named():
+    edges, receivers, senders = draw((2, 3, 4, 4), (2, 3, 4), (2, 4, 4))
+    with pytest.raises(SpecError, match="'to_receivers' may hold.*median"):
+        run(scored, BlockEdges(2, 3, 4), edges, receivers, senders, to_receivers=("median",))
+    with pytest.raises(ShapeError, match=r"'senders' must be of shape \(2, 4, 'channels'\) \(got \(2, 3, 4\)\)"):
+        run(scored, BlockEdges(2, 3, 4), edges, receivers, receivers)
+    with pytest.raises(ShapeError, match="names receivers from 0 to 7, but there are 5"):
+        SparseEdges.of(torch.tensor([[0, 1], [0, 7]]), 5)
+    with pytest.raises(ShapeError, match="integers of shape"):
+        SparseEdges.of(torch.zeros(2, 3), 5)
+
+
+def test_reversed_edges_are_the_same_edges():
+    edge_index = torch.tensor([[3, 0, 1, 1], [2, 0, 2, 1]])
+    topology = SparseEdges.of(edge_index, 4)
+    back = topology.reversed()
+    assert set(zip(back.receiver.tolist(), back.sender.tolist(), strict=True)) == set(
+        zip(edge_index[0].tolist(), edge_index[1].tolist(), strict=True)
+    )
+    assert torch.equal(back.receiver, back.receiver.sort().values)
+    assert topology.rowptr.tolist() == [0, 1, 2, 4, 4]
+    pointers, by_sender = topology.by_sender
+    assert topology.sender[by_sender].tolist() == sorted(edge_index[0].tolist())
+    assert pointers.tolist() == [0, 1, 3, 3, 4]

@@ -1,0 +1,19 @@
+"""Message passing: one pass over the edges, on rectangles of edges or on sparse ones, never all edges at a time."""
+
+from weightspace.graphs.message_passing.edge_mlp import EdgeMlp
+from weightspace.graphs.message_passing.edge_pass import Message, Passed, Pull, Sent, edge_pass
+from weightspace.graphs.message_passing.modulation import ModulatedMessage
+from weightspace.graphs.message_passing.topology import BlockEdges, SparseEdges, Topology
+
+__all__ = [
+    "BlockEdges",
+    "EdgeMlp",
+    "Message",
+    "ModulatedMessage",
+    "Passed",
+    "Pull",
+    "Sent",
+    "SparseEdges",
+    "Topology",
+    "edge_pass",
+]

@@ -1,0 +1,83 @@
+"""The edge network of graph metanetworks, its first linear map split by edge, receiver and sender."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from weightspace.graphs.message_passing.edge_pass import Sent
+
+if TYPE_CHECKING:
+    from weightspace.graphs.message_passing.edge_pass import Pull
+
+__all__ = ["EdgeMlp"]
+
+
+@dataclass(frozen=True)
+class EdgeMlp:
+    r"""Message and new state of an edge, by one hidden layer.
+
+    .. math:: g_{ij} = \mathrm{act}(W_e e_{ij} + r_i + s_j) \qquad e_{ij}' = [e_{ij} +]\, W_2 g_{ij} + b
+
+    with the linear images :math:`r_i, s_j` of both ends (a bias belongs to one of them). What is reduced at the ends is
+    :math:`g`: a sum of :math:`W_2 g + b` is :math:`W_2` of the sum of :math:`g`.
+
+    Args:
+        activation: ``"silu"`` or ``"relu"``.
+        residual: Add the old state.
+
+    Shape:
+        - parameters: ``W_e (H, C)``, and ``W_2 (C', H)``, ``b (C')`` where the edges keep states.
+    """
+
+    activation: Literal["silu", "relu"] = "silu"
+    residual: bool = False
+
+    def __call__(self, edges: Tensor, receivers: Tensor, senders: Tensor, *parameters: Tensor) -> Sent:
+        """Of some edges."""
+        hidden = self._before(edges, receivers, senders, parameters[0])
+        act = F.silu if self.activation == "silu" else F.relu
+        hidden = act(hidden, inplace=not hidden.requires_grad)
+        if len(parameters) == 1:
+            return Sent(hidden)
+        state = F.linear(hidden, *parameters[1:])
+        return Sent(hidden, state + edges if self.residual else state)
+
+    def _before(self, edges: Tensor, receivers: Tensor, senders: Tensor, weight: Tensor) -> Tensor:
+        hidden = (edges.reshape(-1, edges.shape[-1]) @ weight.T).view(*edges.shape[:-1], -1)
+        return hidden.add_(receivers).add_(senders)
+
+    def pull(
+        self, pull: Pull, needed: Sequence[bool], edges: Tensor, receivers: Tensor, senders: Tensor, *parameters: Tensor
+    ) -> list[Tensor | None]:
+        """Derivatives by the arguments, with few passes over the edges."""
+        weight, state = parameters[0], pull.state
+        before = self._before(edges, receivers, senders, weight)
+        hidden = F.silu(before) if self.activation == "silu" else F.relu(before)
+        flat, on_readout = hidden.view(-1, hidden.shape[-1]), []
+        if len(parameters) > 1:
+            if state is None:
+                on_readout, gradient = [None, None], torch.zeros_like(hidden)
+            else:
+                on_state = state.reshape(-1, state.shape[-1])
+                on_readout = [on_state.T @ flat, on_state.sum(0)]
+                gradient = (on_state @ parameters[1]).view(hidden.shape)
+        else:
+            gradient = torch.zeros_like(hidden)
+        gradient = pull.add_to(gradient, hidden)
+        if self.activation == "silu":
+            gradient = torch.ops.aten.silu_backward(gradient, before)
+        else:
+            gradient = torch.ops.aten.threshold_backward(gradient, before, 0)
+        rows = gradient.view(flat.shape)
+        on_edges = None
+        if needed[0]:
+            on_edges = (rows @ weight).view(edges.shape)
+            if self.residual and state is not None:
+                on_edges += state
+        return [on_edges, gradient, gradient, rows.T @ edges.reshape(-1, edges.shape[-1]), *on_readout]

@@ -1,0 +1,332 @@
+"""One pass over the edges of a graph that never holds what it computes on all of them at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from weightspace.errors import SpecError
+from weightspace.graphs.message_passing.reductions import EXTREMA, REDUCTIONS, Reduced, by_head
+from weightspace.graphs.message_passing.topology import Piece, Topology
+
+__all__ = ["Message", "Passed", "Pull", "Sent", "edge_pass"]
+
+_PIECE_NUMBERS = {"cpu": 2**19}
+"""Numbers per edge of one piece, all together: 2 MiB of float32 fit the cache of a core."""
+_PIECE_NUMBERS_ELSEWHERE = 2**26
+
+
+class Sent(NamedTuple):
+    """What a message makes of some edges.
+
+    Args:
+        value: What is reduced at the ends, channels last; ``None`` if nothing is.
+        state: New state of the edges, ``None`` if they get none.
+        score: Weight of the value before the softmax, ``heads`` channels that divide those of the value.
+    """
+
+    value: Tensor | None = None
+    state: Tensor | None = None
+    score: Tensor | None = None
+
+
+Message: TypeAlias = Callable[..., Sent]
+"""A function ``(edges, receivers, senders, *parameters)`` of edges, both their ends and further tensors.
+
+It sees some of the edges at a time and may be called again in backward, so it must depend on nothing but its arguments
+(no dropout). States of edges and ends broadcast against each other, on rectangles and on sparse edges alike. It may be
+an ``nn.Module``, which is called with its own parameters; it may have an attribute ``numbers`` (numbers per edge of the
+widest tensor it makes, from which the size of pieces follows) and a method ``pull`` for its derivatives (see
+:class:`~weightspace.graphs.message_passing.EdgeMlp`).
+"""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """Outcome of :func:`edge_pass`.
+
+    Args:
+        states: New states of the edges, if the message makes some.
+        receivers: Reductions at the receivers by name; ``softmax`` gives ``top``, ``total`` and ``weighted``.
+        senders: Sum at the senders, if asked for.
+    """
+
+    states: Tensor | None
+    receivers: Mapping[str, Tensor]
+    senders: Tensor | None
+
+
+def edge_pass(
+    message: Message,
+    topology: Topology,
+    edges: Tensor,
+    receivers: Tensor,
+    senders: Tensor,
+    parameters: Sequence[Tensor] = (),
+    *,
+    to_receivers: Sequence[str] = ("sum",),
+    to_senders: bool = False,
+    piece: int | None = None,
+) -> Passed:
+    """Evaluate a message on all edges, keep new edge states where it makes some, and reduce what it sends.
+
+    The edges are gone through a few thousand at a time, so that what is computed on the way stays in the cache of a
+    core; for backward only the arguments are kept, and the message is evaluated again. Derivatives of second order
+    are taken without pieces.
+
+    Args:
+        message: What an edge sends, and becomes.
+        topology: :class:`BlockEdges` or :class:`SparseEdges`: the same numbers from both.
+        edges: States of the edges, in the shape the topology says, channels last.
+        receivers: Of the receiving ends.
+        senders: Of the sending ends.
+        parameters: Further arguments of the message that derivatives are taken of; those of a module are added.
+        to_receivers: Reductions at the receivers: ``sum``, ``square`` (sum of squares), ``max``, ``min`` (infinite
+            where no edge arrives; equal extrema share the derivative evenly) and ``softmax``.
+        to_senders: Sum at the senders too.
+        piece: Edges at a time; 0 for all at once with everything kept for backward. By default the pieces fit the
+            cache, and graphs of one piece are gone through at once.
+
+    Raises:
+        SpecError: an unknown reduction.
+        ShapeError: tensors that do not belong to the topology.
+
+    Example:
+        >>> from weightspace.graphs.message_passing import BlockEdges
+        >>> passed = edge_pass(
+        ...     lambda e, i, j: Sent(e * j), BlockEdges(1, 2, 3), torch.ones(1, 2, 3, 1),
+        ...     torch.zeros(1, 2, 1), torch.tensor([[[1.0], [2.0], [3.0]]]), to_receivers=("sum", "max"),
+        ... )
+        >>> passed.receivers["sum"].flatten().tolist(), passed.receivers["max"].flatten().tolist()
+        ([6.0, 6.0], [3.0, 3.0])
+    """
+    if unknown := set(to_receivers) - set(REDUCTIONS):
+        raise SpecError(f"'to_receivers' may hold {REDUCTIONS} (got {sorted(unknown)}).")
+    topology.check(edges, receivers, senders)
+    tensors = (edges, receivers, senders)
+    count = _count(message, tensors) if piece is None else piece
+    if isinstance(message, nn.Module):
+        message, parameters = _Functional(message), (*message.parameters(), *parameters)
+    call = _Call(message, topology, tuple(to_receivers), to_senders)
+    tensors = (*tensors, *parameters)
+    if count == 0 or not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return call.named(call.whole(tensors) if count == 0 else call.forward(tensors, count))
+    return call.named(_EdgePass.apply(call, count, *tensors))
+
+
+def _count(message: Message, tensors: Sequence[Tensor]) -> int:
+    """Edges at a time that fit the cache; 0 if these are all."""
+    edges = tensors[0]
+    numbers = _PIECE_NUMBERS.get(edges.device.type, _PIECE_NUMBERS_ELSEWHERE)
+    count = max(1, numbers // max(getattr(message, "numbers", 1), *(x.shape[-1] for x in tensors)))
+    return 0 if edges.shape[:-1].numel() <= count else count
+
+
+class _Functional:
+    """A module whose parameters are arguments."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.names = module, [name for name, _ in module.named_parameters()]
+
+    def __call__(self, edges: Tensor, receivers: Tensor, senders: Tensor, *parameters: Tensor) -> Sent:
+        own, more = parameters[: len(self.names)], parameters[len(self.names) :]
+        named = dict(zip(self.names, own, strict=True))
+        return functional_call(self.module, named, (edges, receivers, senders, *more))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is asked of a pass; results are flat tuples in the order of :meth:`names`."""
+
+    message: Message
+    topology: Topology
+    to_receivers: tuple[str, ...]
+    to_senders: bool
+
+    def names(self) -> list[str]:
+        split = {"softmax": ("top", "total", "weighted")}
+        return ["states", *(n for how in self.to_receivers for n in split.get(how, (how,))), "senders"]
+
+    def named(self, results: Sequence[Tensor | None]) -> Passed:
+        found = dict(zip(self.names(), results, strict=True))
+        states, at_senders = found.pop("states"), found.pop("senders")
+        return Passed(states, {name: x for name, x in found.items() if x is not None}, at_senders)
+
+    def send(self, piece: Piece, edges: Tensor, receivers: Tensor, senders: Tensor, *parameters: Tensor) -> Sent:
+        return self.message(piece.edges(edges), piece.receivers(receivers), piece.senders(senders), *parameters)
+
+    def forward(self, tensors: Sequence[Tensor], count: int) -> tuple[Tensor | None, ...]:
+        """Piece by piece, without derivatives."""
+        edges, receivers, senders = tensors[:3]
+        reduced = Reduced(self.to_receivers, tuple(receivers.shape[:-1]))
+        states: Tensor | None = None
+        at_senders: Tensor | None = None
+        for piece in self.topology.pieces(count):
+            sent = self.send(piece, *tensors)
+            if sent.state is not None:
+                if states is None:
+                    states = sent.state.new_empty(*edges.shape[:-1], sent.state.shape[-1])
+                piece.edges(states).copy_(sent.state)
+            if sent.value is not None:
+                reduced.add(piece, sent.value, sent.score)
+                if self.to_senders:
+                    if at_senders is None:
+                        at_senders = sent.value.new_zeros(*senders.shape[:-1], sent.value.shape[-1])
+                    piece.add_to_senders(at_senders, sent.value)
+        return states, *(reduced.values.get(name) for name in self.names()[1:-1]), at_senders
+
+    def whole(self, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """All edges at once, as torch differentiates it (twice, too)."""
+        receivers, senders = tensors[1:3]
+        (piece,) = self.topology.pieces(None)
+        sent = self.send(piece, *tensors)
+        at_senders: Tensor | None = None
+        reduced = Reduced(self.to_receivers, tuple(receivers.shape[:-1]))
+        if sent.value is not None:
+            reduced.add(piece, sent.value, sent.score)
+            if self.to_senders:
+                at_senders = sent.value.new_zeros(*senders.shape[:-1], sent.value.shape[-1])
+                piece.add_to_senders(at_senders, sent.value)
+        return sent.state, *(reduced.values.get(name) for name in self.names()[1:-1]), at_senders
+
+    def backward(
+        self,
+        tensors: Sequence[Tensor],
+        needed: Sequence[bool],
+        saved: dict[str, Tensor],
+        on: dict[str, Tensor],
+        count: int,
+    ) -> list[Tensor | None]:
+        """Derivatives of all tensors that need one, every message evaluated again."""
+        found = [torch.zeros_like(x) if need else None for x, need in zip(tensors, needed, strict=True)]
+        ties = {how: torch.zeros_like(saved[how]) for how in EXTREMA if how in on}
+        if ties and not self.topology.has_whole_rows:
+            for piece in self.topology.pieces(count):
+                _count_ties(ties, piece, saved, self.send(piece, *tensors).value)
+        parameters = [x.detach().requires_grad_(need) for x, need in zip(tensors[3:], needed[3:], strict=True)]
+        for piece in self.topology.pieces(count):
+            ends = (piece.edges(tensors[0]), piece.receivers(tensors[1]), piece.senders(tensors[2]))
+            pull = Pull(piece, saved, on, ties, self.topology.has_whole_rows)
+            made = getattr(self.message, "pull", self._pull)(pull, needed, *ends, *parameters)
+            for k, (gradient, total) in enumerate(zip(made, found, strict=True)):
+                if gradient is None or total is None:
+                    continue
+                if k == 0:
+                    piece.edges(total).copy_(gradient)
+                elif k <= 2:
+                    (piece.add_to_receivers if k == 1 else piece.add_to_senders)(total, gradient)
+                else:
+                    total.add_(gradient)
+        return found
+
+    def _pull(self, pull: Pull, needed: Sequence[bool], *arguments: Tensor) -> list[Tensor | None]:
+        """Derivatives of one piece, by torch."""
+        leaves = [x.detach().requires_grad_(need) for x, need in zip(arguments, needed, strict=True)]
+        with torch.enable_grad():
+            sent = self.message(leaves[0], leaves[1], leaves[2], *leaves[3:])
+        outputs = [(x, g) for x, g in zip(sent, pull(sent), strict=True) if x is not None and g is not None]
+        inputs = [x for x in leaves if x.requires_grad]
+        made = iter(torch.autograd.grad([x for x, _ in outputs], inputs, [g for _, g in outputs], allow_unused=True))
+        return [next(made) if x.requires_grad else None for x in leaves]
+
+
+@torch.no_grad()
+def _count_ties(ties: dict[str, Tensor], piece: Piece, saved: dict[str, Tensor], value: Tensor | None) -> None:
+    """How many edges attain the extremum of their receiver."""
+    assert value is not None
+    for how, total in ties.items():
+        piece.add_to_receivers(total, _is_extreme(value, piece.receivers(saved[how]), how))
+
+
+def _is_extreme(value: Tensor, extreme: Tensor, how: str) -> Tensor:
+    """1 where a value is the extremum, 0 elsewhere; by signs, since masks would have to be converted."""
+    below = value - extreme if how == "max" else extreme - value
+    return below.sign_().add_(1)
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Derivatives by what a piece sends, from those by the results."""
+
+    piece: Piece
+    saved: dict[str, Tensor]
+    on: dict[str, Tensor]
+    ties: dict[str, Tensor]
+    count_ties: bool
+
+    @property
+    def state(self) -> Tensor | None:
+        """By the new states of the edges."""
+        return self.piece.edges(self.on["states"]) if "states" in self.on else None
+
+    @torch.no_grad()
+    def __call__(self, sent: Sent) -> Sent:
+        """By all that is sent."""
+        if sent.value is None:
+            return Sent(None, self.state)
+        return Sent(self.add_to(torch.zeros_like(sent.value), sent.value, sent.score), self.state, self._score(sent))
+
+    def add_to(self, total: Tensor, value: Tensor, score: Tensor | None = None) -> Tensor:
+        """Add the derivative by the value that is reduced, in place."""
+        piece, on = self.piece, self.on
+        if self.ties and self.count_ties:
+            _count_ties(self.ties, piece, self.saved, value)
+        if "sum" in on:
+            total += piece.receivers(on["sum"])
+        if "senders" in on:
+            total += piece.senders(on["senders"])
+        if "square" in on:
+            total.addcmul_(value, piece.receivers(on["square"]), value=2)
+        for how, number in self.ties.items():
+            is_extreme = _is_extreme(value, piece.receivers(self.saved[how]), how)
+            total.addcmul_(is_extreme, piece.receivers(on[how] / number.clamp(min=1)))
+        if "weighted" in on and score is not None:
+            total += by_head(self._weight(score), piece.receivers(on["weighted"]).expand_as(value))
+        return total
+
+    def _weight(self, score: Tensor) -> Tensor:
+        return (score - self.piece.receivers(self.saved["top"])).exp()
+
+    def _score(self, sent: Sent) -> Tensor | None:
+        if sent.score is None or sent.value is None or "top" not in self.saved:
+            return None
+        weight, total = self._weight(sent.score), self.on.get("total")
+        along = torch.zeros_like(weight) if total is None else self.piece.receivers(total)
+        if "weighted" in self.on:
+            each = sent.value * self.piece.receivers(self.on["weighted"])
+            along = along + each.unflatten(-1, (weight.shape[-1], -1)).sum(-1)
+        return weight * along
+
+
+class _EdgePass(torch.autograd.Function):
+    """A pass that keeps its arguments and the extrema, nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, count: int, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+        results = call.forward(tensors, count)
+        ctx.call, ctx.count, ctx.number = call, count, len(tensors)
+        names = call.names()
+        ctx.kept = [n for n, x in zip(names, results, strict=True) if n in (*EXTREMA, "top") and x is not None]
+        kept = dict(zip(names, results, strict=True))
+        ctx.save_for_backward(*tensors, *(kept[n] for n in ctx.kept))
+        ctx.mark_non_differentiable(*(x for n, x in kept.items() if n == "top" and x is not None))
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        call, saved = ctx.call, ctx.saved_tensors
+        tensors, kept = saved[: ctx.number], dict(zip(ctx.kept, saved[ctx.number :], strict=True))
+        needed = ctx.needs_input_grad[2:]
+        on = {n: g for n, g in zip(call.names(), gradients, strict=True) if g is not None and n != "top"}
+        if torch.is_grad_enabled():  # somebody wants derivatives of second order
+            results = dict(zip(call.names(), call.whole(tensors), strict=True))
+            inputs = [x for x, need in zip(tensors, needed, strict=True) if need]
+            outputs = [results[n] for n in on]
+            made = iter(torch.autograd.grad(outputs, inputs, list(on.values()), create_graph=True, allow_unused=True))
+            return None, None, *(next(made) if need else None for need in needed)
+        return None, None, *call.backward(tensors, needed, kept, on, ctx.count)

@@ -1,0 +1,52 @@
+"""Messages of two nodes that the edge between them scales and shifts (FiLM)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from weightspace.graphs.message_passing.edge_pass import Sent
+
+if TYPE_CHECKING:
+    from weightspace.graphs.message_passing.edge_pass import Pull
+
+__all__ = ["ModulatedMessage"]
+
+
+class ModulatedMessage:
+    r"""Sum of both ends, scaled and shifted by the edge.
+
+    .. math:: m_{ij} = (W_s e_{ij} + b_s) \odot (r_i + s_j) + W_h e_{ij} + b_h
+
+    Kofinas et al. 2024, with linear images :math:`r_i, s_j` of both ends.
+
+    Shape:
+        - edges ``(*, C_e)``; ends ``(*, C)``; parameters: ``W (2 C, C_e)``, scale first, and ``b (2 C)``.
+    """
+
+    def __call__(self, edges: Tensor, receivers: Tensor, senders: Tensor, *parameters: Tensor) -> Sent:
+        """Of some edges."""
+        scale, shift = self._modulation(edges, *parameters)
+        return Sent(torch.addcmul(shift, scale, receivers + senders))
+
+    @staticmethod
+    def _modulation(edges: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.addmm(bias, edges.reshape(-1, edges.shape[-1]), weight.T)
+        scale, shift = both.view(*edges.shape[:-1], -1).chunk(2, dim=-1)
+        return scale, shift
+
+    def pull(
+        self, pull: Pull, needed: Sequence[bool], edges: Tensor, receivers: Tensor, senders: Tensor, *parameters: Tensor
+    ) -> list[Tensor | None]:
+        """Derivatives by the arguments, with few passes over the edges."""
+        scale, shift = self._modulation(edges, *parameters)
+        ends = receivers + senders
+        message = torch.addcmul(shift, scale, ends)
+        on_shift = pull.add_to(torch.zeros_like(message), message)
+        rows = torch.cat([on_shift * ends, on_shift], dim=-1).view(-1, len(parameters[1]))
+        on_ends = on_shift.mul_(scale)
+        on_edges = (rows @ parameters[0]).view(edges.shape) if needed[0] else None
+        return [on_edges, on_ends, on_ends, rows.T @ edges.reshape(-1, edges.shape[-1]), rows.sum(0)]

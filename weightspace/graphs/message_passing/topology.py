@@ -1,0 +1,292 @@
+"""Which nodes the edges join: rectangles, where the place of an edge says it, or sparse edges with indices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightspace.errors import ShapeError
+
+__all__ = ["BlockEdges", "Extremum", "Piece", "SparseEdges", "Topology"]
+
+Extremum: TypeAlias = Literal["amax", "amin"]
+
+
+class Piece(Protocol):
+    """Some of the edges, with all that is needed to read their ends and to reduce what they send.
+
+    Values per edge and ends broadcast against each other; their last axis holds channels.
+    """
+
+    def edges(self, x: Tensor) -> Tensor:
+        """The edges of the piece."""
+        ...
+
+    def receivers(self, x: Tensor) -> Tensor:
+        """States of the receiving ends, at the edges."""
+        ...
+
+    def senders(self, x: Tensor) -> Tensor:
+        """States of the sending ends, at the edges."""
+        ...
+
+    def add_to_receivers(self, total: Tensor, sent: Tensor) -> None:
+        """Add what is sent at the receivers, in place."""
+        ...
+
+    def add_to_senders(self, total: Tensor, sent: Tensor) -> None:
+        """Add what is sent at the senders, in place."""
+        ...
+
+    def extreme_to_receivers(self, extreme: Tensor, sent: Tensor, how: Extremum) -> None:
+        """Raise or lower the extremum at the receivers, in place."""
+        ...
+
+
+class Topology(Protocol):
+    """Edges between receivers and senders."""
+
+    @property
+    def has_whole_rows(self) -> bool:
+        """Whether all edges of a receiver are in one piece."""
+        ...
+
+    def check(self, edges: Tensor, receivers: Tensor, senders: Tensor) -> None:
+        """Raise :class:`~weightspace.errors.ShapeError` where the tensors do not belong to these edges."""
+        ...
+
+    def pieces(self, count: int | None) -> Iterator[Piece]:
+        """All edges, at most ``count`` at a time where no row is longer; all at once for ``None``."""
+        ...
+
+
+@dataclass(frozen=True)
+class _BlockPiece:
+    """Rows of some matrices."""
+
+    matrices: slice
+    rows: slice
+
+    def edges(self, x: Tensor) -> Tensor:
+        return x[self.matrices, self.rows]
+
+    def receivers(self, x: Tensor) -> Tensor:
+        return x[self.matrices, self.rows].unsqueeze(2)
+
+    def senders(self, x: Tensor) -> Tensor:
+        return x[self.matrices].unsqueeze(1)
+
+    def add_to_receivers(self, total: Tensor, sent: Tensor) -> None:
+        total[self.matrices, self.rows] += sent.sum(2)
+
+    def add_to_senders(self, total: Tensor, sent: Tensor) -> None:
+        total[self.matrices] += sent.sum(1)
+
+    def extreme_to_receivers(self, extreme: Tensor, sent: Tensor, how: Extremum) -> None:
+        extreme[self.matrices, self.rows] = getattr(sent, how)(2)
+
+
+class _WholeBlocks(_BlockPiece):
+    """All rows of all matrices, without slices, which torch differentiates by copies."""
+
+    def __init__(self) -> None:
+        super().__init__(slice(None), slice(None))
+
+    def edges(self, x: Tensor) -> Tensor:
+        return x
+
+    def receivers(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(2)
+
+    def senders(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(1)
+
+    def add_to_receivers(self, total: Tensor, sent: Tensor) -> None:
+        total += sent.sum(2)
+
+    def add_to_senders(self, total: Tensor, sent: Tensor) -> None:
+        total += sent.sum(1)
+
+    def extreme_to_receivers(self, extreme: Tensor, sent: Tensor, how: Extremum) -> None:
+        extreme.copy_(getattr(sent, how)(2))
+
+
+@dataclass(frozen=True)
+class BlockEdges:
+    """Every receiver of a matrix is joined to every sender of it.
+
+    Args:
+        matrices: ``M``: networks times groups.
+        receivers: ``R``, rows of a matrix.
+        senders: ``S``, columns of a matrix.
+
+    Shape:
+        - edges: ``(M, R, S, C)``; receivers: ``(M, R, C)``; senders: ``(M, S, C)``.
+    """
+
+    matrices: int
+    receivers: int
+    senders: int
+
+    @property
+    def has_whole_rows(self) -> bool:
+        """Yes."""
+        return True
+
+    def check(self, edges: Tensor, receivers: Tensor, senders: Tensor) -> None:
+        """The shapes above, whatever the channels."""
+        expected = {
+            "edges": (edges, (self.matrices, self.receivers, self.senders)),
+            "receivers": (receivers, (self.matrices, self.receivers)),
+            "senders": (senders, (self.matrices, self.senders)),
+        }
+        _check(expected)
+
+    def pieces(self, count: int | None) -> Iterator[Piece]:
+        """Whole matrices, or rows of one matrix."""
+        per_matrix = self.receivers * self.senders
+        if count is None or self.matrices * per_matrix <= count:
+            yield _WholeBlocks()
+            return
+        whole = max(1, count // per_matrix)
+        rows = self.receivers if whole > 1 else min(self.receivers, max(1, count // self.senders))
+        for m in range(0, self.matrices, whole):
+            for r in range(0, self.receivers, rows):
+                yield _BlockPiece(slice(m, m + whole), slice(r, r + rows))
+
+
+@dataclass(frozen=True, eq=False)
+class _SparsePiece:
+    """Neighbouring edges."""
+
+    part: slice
+    receiver: Tensor
+    sender: Tensor
+
+    def edges(self, x: Tensor) -> Tensor:
+        return x[self.part]
+
+    def receivers(self, x: Tensor) -> Tensor:
+        return x.index_select(0, self.receiver)
+
+    def senders(self, x: Tensor) -> Tensor:
+        return x.index_select(0, self.sender)
+
+    def add_to_receivers(self, total: Tensor, sent: Tensor) -> None:
+        total.index_add_(0, self.receiver, sent)
+
+    def add_to_senders(self, total: Tensor, sent: Tensor) -> None:
+        total.index_add_(0, self.sender, sent)
+
+    def extreme_to_receivers(self, extreme: Tensor, sent: Tensor, how: Extremum) -> None:
+        index = self.receiver.unsqueeze(1).expand(-1, sent.shape[1])
+        extreme.scatter_reduce_(0, index, sent, how)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseEdges:
+    """Any edges, sorted by receiver; made by :meth:`of`.
+
+    Args:
+        receiver, sender: Node at either end of every edge; int64, shape ``(E,)``.
+        num_receivers, num_senders: Numbers of nodes.
+        order: Place of every edge in the list that it was made of, ``None`` where that was sorted; shape ``(E,)``.
+
+    Shape:
+        - edges: ``(E, C)``, sorted; receivers: ``(num_receivers, C)``; senders: ``(num_senders, C)``.
+
+    Example:
+        >>> edges = SparseEdges.of(torch.tensor([[0, 1, 1], [2, 0, 2]]), 3)
+        >>> edges.receiver.tolist(), edges.sender.tolist(), edges.rowptr.tolist()
+        ([0, 2, 2], [1, 0, 1], [0, 1, 1, 3])
+    """
+
+    receiver: Tensor
+    sender: Tensor
+    num_receivers: int
+    num_senders: int
+    order: Tensor | None = None
+
+    @classmethod
+    def of(cls, edge_index: Tensor, num_nodes: int, num_senders: int | None = None) -> SparseEdges:
+        """Sort edges by receiver, once; those of one receiver keep their order.
+
+        Args:
+            edge_index: Senders and receivers as PyG has them; integers of shape ``(2, E)``.
+            num_nodes: Number of nodes (of receivers, if senders are others).
+            num_senders: Number of senders, if they are not the receivers.
+
+        Raises:
+            ShapeError: ``edge_index`` has another shape, is not whole-numbered or names a node that is not there.
+        """
+        if edge_index.ndim != 2 or len(edge_index) != 2 or edge_index.is_floating_point():
+            raise ShapeError(
+                f"'edge_index' must hold integers of shape (2, E) (got {edge_index.dtype}, {tuple(edge_index.shape)})."
+            )
+        sender, receiver = edge_index.long()
+        num_senders = num_nodes if num_senders is None else num_senders
+        for name, index, size in (("sender", sender, num_senders), ("receiver", receiver, num_nodes)):
+            if len(index) and not (0 <= int(index.min()) and int(index.max()) < size):
+                raise ShapeError(
+                    f"'edge_index' names {name}s from {int(index.min())} to {int(index.max())}, but there are {size}."
+                )
+        if bool((receiver[1:] >= receiver[:-1]).all()):
+            return cls(receiver.contiguous(), sender.contiguous(), num_nodes, num_senders)
+        order = receiver.argsort(stable=True)
+        return cls(receiver[order], sender[order], num_nodes, num_senders, order)
+
+    @property
+    def num_edges(self) -> int:
+        """``E``."""
+        return len(self.receiver)
+
+    @property
+    def rowptr(self) -> Tensor:
+        """Where the edges of every receiver begin, and the end; shape ``(num_receivers + 1,)``."""
+        return _pointers(self.receiver, self.num_receivers)
+
+    @property
+    def by_sender(self) -> tuple[Tensor, Tensor]:
+        """Pointers by sender, and the numbers of the edges in that order."""
+        return _pointers(self.sender, self.num_senders), self.sender.argsort(stable=True)
+
+    @property
+    def has_whole_rows(self) -> bool:
+        """No: pieces end anywhere."""
+        return False
+
+    def reversed(self) -> SparseEdges:
+        """The edges in the other direction; ``order`` is their place among these."""
+        return SparseEdges.of(torch.stack([self.receiver, self.sender]), self.num_senders, self.num_receivers)
+
+    def check(self, edges: Tensor, receivers: Tensor, senders: Tensor) -> None:
+        """The shapes above, whatever the channels."""
+        _check(
+            {
+                "edges": (edges, (self.num_edges,)),
+                "receivers": (receivers, (self.num_receivers,)),
+                "senders": (senders, (self.num_senders,)),
+            }
+        )
+
+    def pieces(self, count: int | None) -> Iterator[Piece]:
+        """Edges next to each other."""
+        count = max(1, self.num_edges if count is None else count)
+        for start in range(0, max(1, self.num_edges), count):
+            part = slice(start, start + count)
+            yield _SparsePiece(part, self.receiver[part], self.sender[part])
+
+
+def _pointers(index: Tensor, size: int) -> Tensor:
+    counts = torch.bincount(index, minlength=size)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _check(expected: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape[:-1]) != shape:
+            raise ShapeError(f"'{name}' must be of shape {(*shape, 'channels')} (got {tuple(tensor.shape)}).")
