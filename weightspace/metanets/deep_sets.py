@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.neural_graph.pna import SILU_MOMENT, keep_moment_
+from weightspace.layers.moments import SILU_MOMENT, keep_moment_
 from weightspace.layers.readout import InvariantReadout, head
 from weightspace.metanets.metanet import Metanet
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from weightspace.errors import SpecError
 from weightspace.graphs.message_passing import BlockEdges, Sent, edge_pass
 from weightspace.layers.block_roles import node_features, nodes_of, scatter
+from weightspace.layers.moments import keep_moment_
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph
-from weightspace.layers.neural_graph.pna import keep_moment_
 
 __all__ = ["FourierFeatures", "GraphEmbedding"]
 

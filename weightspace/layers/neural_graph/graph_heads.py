@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from weightspace.errors import SpecError
 from weightspace.layers.block_roles import collect, nodes_of
+from weightspace.layers.moments import keep_moment_
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph
-from weightspace.layers.neural_graph.pna import keep_moment_
 
 __all__ = ["GraphEdits", "GraphReadout", "Readout"]
 

@@ -9,25 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.graphs.message_passing import BlockEdges, EdgeMlp, ModulatedMessage, edge_pass
+from weightspace.layers.moments import SILU_MOMENT, keep_moment_
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph, NodeRange
 from weightspace.layers.neural_graph.node_reduce import NodeReduce
 
-__all__ = ["SILU_MOMENT", "PrincipalAggregation", "PrincipalConv", "SplitEdgeUpdate", "keep_moment_"]
+__all__ = ["PrincipalAggregation", "PrincipalConv", "SplitEdgeUpdate"]
 
 STATISTICS = ("sum", "square", "max", "min")
 _VARIANCE_FLOOR = 1e-5
 """Corso et al. 2020: keeps the derivative of the deviation finite."""
-SILU_MOMENT = 0.3557
-"""Second moment of silu of a standard normal number, by quadrature."""
-
-
-@torch.no_grad()
-def keep_moment_(linear: nn.Linear, *, terms: int = 1, moment: float = 1.0) -> nn.Linear:
-    """Draw a linear map so that the sum of ``terms`` such maps of inputs with this second moment has moment 1."""
-    nn.init.normal_(linear.weight, std=(linear.in_features * terms * moment) ** -0.5)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
-    return linear
 
 
 class PrincipalAggregation(nn.Module):
