@@ -2,6 +2,7 @@
 
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists, KernelEdges
 from weightspace.graphs.message_passing.kernels.edge_pass import edge_pass
+from weightspace.graphs.message_passing.kernels.operator_pass import operator_pass
 from weightspace.graphs.message_passing.kernels.segment_reduce import segment_reduce
 
-__all__ = ["EdgeLists", "KernelEdges", "edge_pass", "segment_reduce"]
+__all__ = ["EdgeLists", "KernelEdges", "edge_pass", "operator_pass", "segment_reduce"]
