@@ -103,6 +103,15 @@ def test_features_keep_their_mean_square_at_the_start(name, architecture) -> Non
         x = net._activate(answers, k)
 
 
+def test_edits_of_wide_inputs_start_with_mean_square_one() -> None:
+    space = mlp(300, 5, 4, 3)
+    editor, weights = make("unf", space, None, max_free=8, copies=2), weights_of(space, 64, seed=1)
+    editor.fit_normalisation(weights)
+    blocks = editor._blocks(weights)
+    edits = editor._edits(weights, blocks, editor.standardise(blocks))
+    assert all(0.5 < edit.detach().square().mean() < 2 for edit in edits.values())
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_every_parameter_learns(name) -> None:
     space = mlp(2, 5, 4, 3)

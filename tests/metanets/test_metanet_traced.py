@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weightspace.graphs import trace
-from weightspace.metanets import build_metanet
+from weightspace.graphs import WeightSpace, trace
+from weightspace.metanets import build_metanet, metanet_names
 
 
 class ResidualCnn(nn.Module):
@@ -42,15 +42,34 @@ def traced(request):
     return trace(module, torch.zeros(2, 2, 6, 6) if request.param is ResidualCnn else torch.zeros(2, 1, 6, 6))
 
 
+def linear(name: str, space: WeightSpace):
+    """A small metanetwork of those that read weight spaces."""
+    torch.manual_seed(0)
+    return build_metanet(name, space, 3, {"width": 4, "layers": 2, "head_width": 8}).double().eval()
+
+
 @pytest.mark.parametrize(
-    "name", ["operator", "gmn", "scale_gmn", "nft", "neural_graph", "neural_graph_transformer", "deep_sets", "statnn"]
+    "name",
+    [
+        "dws",
+        "nfn",
+        "unf",
+        "operator",
+        "gmn",
+        "scale_gmn",
+        "nft",
+        "neural_graph",
+        "neural_graph_transformer",
+        "deep_sets",
+        "statnn",
+    ],
 )
 def test_answers_are_invariant_under_the_traced_symmetries(name, traced, build, random_weights, generator):
     layout, space = traced.layout(), traced.weight_space()
     weights = random_weights(layout)
     moved = space.permute(weights, space.random_permutation(generator), batch_dims=1)
     assert any(not torch.equal(moved[k], weights[k]) for k in weights)
-    net = build(name, layout)
+    net = linear(name, space) if name in metanet_names(WeightSpace) else build(name, layout)
     answer = net(weights)
     assert answer.std(dim=0).min() > 1e-4
     torch.testing.assert_close(net(moved), answer, rtol=1e-10, atol=1e-10)

@@ -34,6 +34,7 @@ class KindStandardise(nn.Module):
     kind_mean: Tensor
     kind_std: Tensor
     units: Tensor
+    index: Tensor
 
     def __init__(self, space: WeightSpace, slots: Sequence[int]) -> None:
         super().__init__()
@@ -41,17 +42,18 @@ class KindStandardise(nn.Module):
         self.register_buffer("kind_mean", torch.zeros(len(set(slots))))
         self.register_buffer("kind_std", torch.ones(len(set(slots))))
         units = [math.prod(b.view.shape[1:]) ** 0.5 for b in space.blocks]
+        self.register_buffer("index", torch.tensor(self.slots), persistent=False)
         self.register_buffer("units", torch.tensor(units), persistent=False)
 
     @property
     def mean(self) -> Tensor:
         """Mean of every block."""
-        return self.kind_mean[self.slots] / self.units
+        return self.kind_mean[self.index] / self.units
 
     @property
     def std(self) -> Tensor:
         """Deviation of every block."""
-        return self.kind_std[self.slots] / self.units
+        return self.kind_std[self.index] / self.units
 
     @torch.no_grad()
     def fit(
