@@ -1,0 +1,103 @@
+"""The textbook layer on rectangles, on sparse edges and as PyG's MetaLayer: the same numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.nn import MetaLayer
+from torch_geometric.utils import scatter
+
+from weightspace.errors import ShapeError
+from weightspace.graphs import trace
+from weightspace.layers import GraphLayer, block_wires, sparse_wires
+
+
+class EdgeModel(nn.Module):
+    def __init__(self, layer: GraphLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, source, target, edges, _u, _batch):
+        return self.layer.second(F.silu(self.layer.first(torch.cat([source, target, edges], 1))))
+
+
+class NodeModel(nn.Module):
+    def __init__(self, layer: GraphLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, edge_index, edges, _u, _batch):
+        means = [scatter(edges, edge_index[end], 0, len(x), "mean") for end in (1, 0)]
+        return self.layer.node(torch.cat([x, *means], 1))
+
+
+NETS = {
+    "mlp": (nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), (2, 2)),
+    "cnn": (
+        nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1, groups=2), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3),
+        ),
+        (1, 2, 6, 6),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("name", NETS)
+def test_rectangles_sparse_edges_and_metalayer_agree(name, keep):
+    net, shape = NETS[name]
+    layout, networks = trace(net.eval(), torch.zeros(shape)).layout(), 3
+    torch.manual_seed(0)
+    wires = block_wires(layout, networks)
+    nodes = layout.num_nodes * networks
+    layer = GraphLayer(5, 4, 6 if keep else None).double()
+    x = torch.randn(nodes, 5, dtype=torch.float64, requires_grad=True)
+    edges = [
+        torch.randn(w.topology.matrices, w.topology.receivers, w.topology.senders, 4, dtype=torch.float64)
+        for w in wires
+    ]  # fmt: skip
+    leaves = [x, *(e.requires_grad_() for e in edges), *layer.parameters()]
+    index = torch.cat([w.edge_index(nodes) for w in wires], 1)
+    flat = torch.cat([e.flatten(0, 2) for e in edges])
+    assert len(index.T) == len(flat) == sum(b.groups * b.out * b.inputs for b in layout.blocks) * networks
+    sparse = sparse_wires(index, nodes)
+    order = sparse.topology.order
+    assert isinstance(order, Tensor)
+    by_blocks, states = layer(x, edges, wires, keep_edges=keep)
+    by_sparse, sparse_states = layer(x, [flat[order]], [sparse], keep_edges=keep)
+    by_pyg, pyg_states, _ = MetaLayer(EdgeModel(layer), NodeModel(layer))(x, index, flat)
+    answers = [by_blocks, by_sparse, by_pyg]
+    if keep:
+        unsorted = torch.empty_like(pyg_states).index_copy(0, order, sparse_states[0])
+        block_states = torch.cat([s.flatten(0, 2) for s in states])
+        answers = [torch.cat([a.flatten(), s.flatten()]) for a, s in
+                   zip(answers, (block_states, unsorted, pyg_states), strict=True)]  # fmt: skip
+    gradients = [torch.autograd.grad(a.sin().sum(), leaves) for a in answers]
+    for answer, gradient in zip(answers[:2], gradients[:2], strict=True):
+        torch.testing.assert_close(answer, answers[2], rtol=1e-10, atol=1e-12)
+        for a, b in zip(gradient, gradients[2], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_rows_of_the_nodes_may_be_permuted():
+    """Nodes and edges in another order give the same nodes in that order."""
+    torch.manual_seed(1)
+    index, layer = torch.randint(6, (2, 11)), GraphLayer(5, 4).double()
+    x, e = torch.randn(6, 5, dtype=torch.float64), torch.randn(11, 4, dtype=torch.float64)
+    places, order = torch.randperm(6), torch.randperm(11)
+    answers = []
+    for nodes, ends, states in ((x, index, e), (x[places], places.argsort()[index][:, order], e[order])):
+        wires = sparse_wires(ends, 6)
+        taken = states if wires.topology.order is None else states[wires.topology.order]
+        answers.append(layer(nodes, [taken], [wires])[0])
+    torch.testing.assert_close(answers[1], answers[0][places])
+    assert not torch.allclose(answers[1], answers[0])
+
+
+def test_a_missing_edge_tensor_is_named():
+    wires = sparse_wires(torch.tensor([[0], [1]]), 2)
+    with pytest.raises(ShapeError, match="one edge tensor per set of wires, 1 .got 0."):
+        GraphLayer(3, 2)(torch.zeros(2, 3), [], [wires])

@@ -1,0 +1,157 @@
+"""The textbook layer of a graph network, on rectangles of edges and on sparse ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.errors import ShapeError
+from weightspace.graphs import BlockLayout
+from weightspace.graphs.message_passing import BlockEdges, EdgeMlp, SparseEdges, edge_pass
+
+__all__ = ["GraphLayer", "Wires", "block_wires", "sparse_wires"]
+
+
+@dataclass(frozen=True)
+class Wires:
+    """Edges of one kind between rows of a node tensor.
+
+    Args:
+        topology: How the edges join receivers and senders.
+        receivers, senders: Rows of the node tensor that these are.
+
+    Shape:
+        - nodes: ``(N, C)``; edges: as the topology says.
+    """
+
+    topology: BlockEdges | SparseEdges
+    receivers: slice | Tensor
+    senders: slice | Tensor
+
+    def at(self, x: Tensor, rows: slice | Tensor) -> Tensor:
+        """States of one end, in the shape the topology takes."""
+        taken = x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
+        return taken.view(self.topology.matrices, -1, x.shape[-1]) if isinstance(self.topology, BlockEdges) else taken
+
+    def edge_index(self, num_nodes: int) -> Tensor:
+        """Senders and receivers as PyG has them, in the order of the edges; shape ``(2, E)``."""
+        rows = torch.arange(num_nodes)
+        receivers, senders = rows[self.receivers], rows[self.senders]
+        if isinstance(self.topology, SparseEdges):
+            return torch.stack([senders[self.topology.sender], receivers[self.topology.receiver]])
+        t = self.topology
+        shape = (t.matrices, t.receivers, t.senders)
+        receivers = receivers.view(t.matrices, t.receivers, 1).expand(shape)
+        return torch.stack([senders.view(t.matrices, 1, t.senders).expand(shape), receivers]).flatten(1)
+
+    @staticmethod
+    def add(total: Tensor, rows: slice | Tensor, values: Tensor) -> None:
+        """Add values of one end into the node tensor, in place."""
+        flat = values.reshape(-1, values.shape[-1])
+        if isinstance(rows, slice):
+            total[rows].add_(flat)
+        else:
+            total.index_add_(0, rows, flat)
+
+
+def sparse_wires(edge_index: Tensor, num_nodes: int) -> Wires:
+    """Any graph; edge states must be sorted by receiver, as ``topology.order`` says.
+
+    Args:
+        edge_index: Senders and receivers, shape ``(2, E)``.
+        num_nodes: ``N``.
+    """
+    return Wires(SparseEdges.of(edge_index, num_nodes), slice(None), slice(None))
+
+
+def block_wires(layout: BlockLayout, networks: int) -> list[Wires]:
+    """The blocks of a batch of networks of one architecture, parallel edges as channels.
+
+    Node states lie layer by layer, in each layer network by network: rows of one end of a block are a slice then.
+
+    Args:
+        layout: The architecture.
+        networks: Size of the batch.
+    """
+    sizes = {layer.name: layer.size for layer in layout.layers}
+    wires = []
+    for block in layout.blocks:
+        ends = []
+        for layer, nodes in ((block.target, block.target_nodes), (block.source, block.source_nodes)):
+            start, size = layout.starts[layer] * networks, sizes[layer]
+            if nodes is None:
+                ends.append(slice(start, start + networks * size))
+            else:
+                ends.append((torch.tensor(nodes) + start + size * torch.arange(networks)[:, None]).flatten())
+        wires.append(Wires(BlockEdges(networks * block.groups, block.out, block.inputs), *ends))
+    return wires
+
+
+class GraphLayer(nn.Module):
+    r"""Edge update, mean in both directions, node update.
+
+    .. math::
+        g_{ij} &= \mathrm{act}(W_e e_{ij} + W_t x_i + W_s x_j + b) \qquad e_{ij}' = W_2 g_{ij} + b_2 \\
+        x_i' &= V_2\, \mathrm{act}(V_1 [x_i, \mathrm{mean}_j\, e_{ij}', \mathrm{mean}_k\, e_{ki}'] + c) + c_2
+
+    The model of PyG's ``MetaLayer`` (Battaglia et al. 2018) with means over incoming and outgoing edges, exactly; the
+    first map is split by edge, target and source, and the second is applied to the means, not to the edges, where no
+    edge states are asked for.
+
+    Args:
+        width: ``C``, channels per node.
+        edge_width: Channels of the edges that are read.
+        new_edge_width: Channels of the new edges; ``edge_width`` by default.
+
+    Shape:
+        - nodes ``(N, C)``; edges: a tensor per set of wires; output: nodes, and edges or ``None``.
+    """
+
+    def __init__(self, width: int, edge_width: int, new_edge_width: int | None = None) -> None:
+        super().__init__()
+        new = new_edge_width or edge_width
+        self.first, self.second = nn.Linear(2 * width + edge_width, width), nn.Linear(width, new)
+        self.node = nn.Sequential(nn.Linear(width + 2 * new, width), nn.SiLU(), nn.Linear(width, width))
+        self.sizes = [width, width, edge_width]
+
+    def forward(
+        self, x: Tensor, edges: Sequence[Tensor], wires: Sequence[Wires], *, keep_edges: bool = True
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        """New states of nodes and edges.
+
+        Raises:
+            ShapeError: another number of edge tensors than of wires.
+        """
+        if len(edges) != len(wires):
+            raise ShapeError(f"There must be one edge tensor per set of wires, {len(wires)} (got {len(edges)}).")
+        of_source, of_target, of_edge = self.first.weight.split(self.sizes, dim=1)
+        at_source, at_target = x @ of_source.T, torch.addmm(self.first.bias, x, of_target.T)
+        parameters = (of_edge, self.second.weight, self.second.bias) if keep_edges else (of_edge,)
+        sums, counts, states = x.new_zeros(2, len(x), x.shape[1]), x.new_zeros(2, len(x), 1), []
+        for e, w in zip(edges, wires, strict=True):
+            ends = w.at(at_target, w.receivers), w.at(at_source, w.senders)
+            passed = edge_pass(EdgeMlp(), w.topology, e, ends[0], ends[1], parameters, to_senders=True)
+            assert passed.senders is not None
+            w.add(sums[0], w.receivers, passed.receivers["sum"])
+            w.add(sums[1], w.senders, passed.senders)
+            degrees = _degrees(w.topology, x)
+            w.add(counts[0], w.receivers, degrees[0])
+            w.add(counts[1], w.senders, degrees[1])
+            states.append(passed.states)
+        means = self.second(sums / counts.clamp(min=1)) * (counts > 0)
+        x = self.node(torch.cat([x, *means], dim=-1))
+        return x, states if keep_edges else None
+
+
+def _degrees(topology: BlockEdges | SparseEdges, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of edges at receivers and senders."""
+    if isinstance(topology, BlockEdges):
+        rows, columns = (topology.matrices * topology.receivers, 1), (topology.matrices * topology.senders, 1)
+        return like.new_full(rows, topology.senders), like.new_full(columns, topology.receivers)
+    return (
+        torch.bincount(topology.receiver, minlength=topology.num_receivers).to(like)[:, None],
+        torch.bincount(topology.sender, minlength=topology.num_senders).to(like)[:, None],
+    )
