@@ -1,4 +1,4 @@
-"""Functions of weights as matrices: the plain form against a loop and the CPU layer, the kernels against the plain form."""
+"""Functions of weights as matrices: the plain form against a loop and the layer, the kernels against the plain form."""
 
 import importlib
 

@@ -2,7 +2,17 @@
 
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists, KernelEdges
 from weightspace.graphs.message_passing.kernels.edge_pass import edge_pass
+from weightspace.graphs.message_passing.kernels.film_pass import FilmParameters, film_pass, product_pass
 from weightspace.graphs.message_passing.kernels.operator_pass import operator_pass
 from weightspace.graphs.message_passing.kernels.segment_reduce import segment_reduce
 
-__all__ = ["EdgeLists", "KernelEdges", "edge_pass", "operator_pass", "segment_reduce"]
+__all__ = [
+    "EdgeLists",
+    "FilmParameters",
+    "KernelEdges",
+    "edge_pass",
+    "film_pass",
+    "operator_pass",
+    "product_pass",
+    "segment_reduce",
+]

@@ -110,8 +110,10 @@ def _pass(
     receiver, sender = edges.ends()
     g = _act(values @ weight.T + at_receiver[receiver] + at_sender[sender], activation)
     new = values.new_empty(0) if out_weight is None else F.linear(g, out_weight, out_bias)
-    received = torch.zeros_like(at_receiver).index_add(0, receiver, g) if to_receivers else values.new_empty(0)
-    sent = torch.zeros_like(at_sender).index_add(0, sender, g) if to_senders else values.new_empty(0)
+    received = (
+        at_receiver.new_zeros(at_receiver.shape).index_add(0, receiver, g) if to_receivers else values.new_empty(0)
+    )
+    sent = at_sender.new_zeros(at_sender.shape).index_add(0, sender, g) if to_senders else values.new_empty(0)
     return new, received, sent
 
 
@@ -146,8 +148,8 @@ def _pass_backward(
     if g_sent is not None:
         g = g + g_sent[sender]
     d_pre = g * _slope(pre, activation)
-    d_receiver = torch.zeros_like(at_receiver).index_add(0, receiver, d_pre)
-    d_sender = torch.zeros_like(at_sender).index_add(0, sender, d_pre)
+    d_receiver = at_receiver.new_zeros(at_receiver.shape).index_add(0, receiver, d_pre)
+    d_sender = at_sender.new_zeros(at_sender.shape).index_add(0, sender, d_pre)
     return d_pre @ weight, d_pre.T @ values, d_receiver, d_sender, d_out_weight, d_out_bias
 
 
@@ -158,8 +160,8 @@ def _(
     to_senders: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     new = values.new_empty(0) if out_weight is None else values.new_empty(values.shape[0], out_weight.shape[0])
-    received = torch.empty_like(at_receiver) if to_receivers else values.new_empty(0)
-    return new, received, torch.empty_like(at_sender) if to_senders else values.new_empty(0)
+    received = at_receiver.new_empty(at_receiver.shape) if to_receivers else values.new_empty(0)
+    return new, received, at_sender.new_empty(at_sender.shape) if to_senders else values.new_empty(0)
 
 
 @_pass_backward.register_fake
@@ -168,10 +170,10 @@ def _(
     at_receiver: Tensor, at_sender: Tensor, out_weight: Tensor | None, index: Sequence[Tensor], sizes: Sequence[int],
     activation: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    like = [torch.empty_like(x) for x in (values, weight, at_receiver, at_sender)]
+    like = [x.new_empty(x.shape) for x in (values, weight, at_receiver, at_sender)]
     if g_new is None or out_weight is None:
         return (*like, values.new_empty(0), values.new_empty(0))
-    return (*like, torch.empty_like(out_weight), out_weight.new_empty(out_weight.shape[0]))
+    return (*like, out_weight.new_empty(out_weight.shape), out_weight.new_empty(out_weight.shape[0]))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -80,7 +80,8 @@ def _operator(
     inputs = F.pad(w - mean, (0, 1), value=1.0)
     phi = inputs @ mix.T + F.silu(inputs @ units.T) @ read.T
     to_rows, to_columns = phi.chunk(2, dim=-1)
-    return torch.einsum("mrsh,mshd->mrhd", to_rows, columns), torch.einsum("mrsh,mrhd->mshd", to_columns, rows)
+    sent = torch.einsum("mrsh,mshd->mrhd", to_rows, columns), torch.einsum("mrsh,mrhd->mshd", to_columns, rows)
+    return sent[0].contiguous(), sent[1].contiguous()
 
 
 @torch.library.custom_op(
@@ -100,8 +101,8 @@ def _operator_backward(
     z = inputs @ units.T
     phi = inputs @ mix.T + F.silu(z) @ read.T
     to_rows, to_columns = phi.chunk(2, dim=-1)
-    d_columns = torch.einsum("mrsh,mrhd->mshd", to_rows, g_rows)
-    d_rows = torch.einsum("mrsh,mshd->mrhd", to_columns, g_columns)
+    d_columns = torch.einsum("mrsh,mrhd->mshd", to_rows, g_rows).contiguous()
+    d_rows = torch.einsum("mrsh,mshd->mrhd", to_columns, g_columns).contiguous()
     d_phi = torch.einsum("mrhd,mshd->mrsh", g_rows, columns), torch.einsum("mrhd,mshd->mrsh", rows, g_columns)
     d_phi = torch.cat(d_phi, dim=-1)
     d_z = (d_phi @ read) * torch.ops.aten.silu_backward(torch.ones_like(z), z)
@@ -115,7 +116,7 @@ def _operator_backward(
 def _(
     w: Tensor, mean: Tensor, units: Tensor, mix: Tensor, read: Tensor, rows: Tensor, columns: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(rows), torch.empty_like(columns)
+    return rows.new_empty(rows.shape), columns.new_empty(columns.shape)
 
 
 @_operator_backward.register_fake
@@ -123,7 +124,7 @@ def _(
     g_rows: Tensor, g_columns: Tensor, w: Tensor, mean: Tensor, units: Tensor, mix: Tensor, read: Tensor, rows: Tensor,
     columns: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    return tuple(torch.empty_like(x) for x in (w, units, mix, read, rows, columns))
+    return tuple(x.new_empty(x.shape) for x in (w, units, mix, read, rows, columns))
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:

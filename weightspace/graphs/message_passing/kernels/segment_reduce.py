@@ -76,7 +76,7 @@ def _plain_backward(gradient: Tensor, values: Tensor, arg: Tensor, lists: EdgeLi
     if reduce == "sum":
         return sent
     if reduce == "square":
-        return 2 * sent * values
+        return (2 * sent * values).contiguous()
     number = torch.arange(len(values), device=values.device)[:, None]
     return torch.where(arg.index_select(0, owner) == number, sent, 0)
 
@@ -122,7 +122,7 @@ def _(values: Tensor, index: Sequence[Tensor], sizes: Sequence[int], reduce: str
 def _(
     gradient: Tensor, values: Tensor, arg: Tensor, index: Sequence[Tensor], sizes: Sequence[int], reduce: str
 ) -> Tensor:
-    return torch.empty_like(values)
+    return values.new_empty(values.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
