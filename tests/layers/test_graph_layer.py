@@ -76,8 +76,8 @@ def test_rectangles_sparse_edges_and_metalayer_agree(name: str, keep: bool):
     assert len(index.T) == len(flat) == sum(b.groups * b.out * b.inputs for b in layout.blocks) * networks
     sparse = sparse_wires(index, nodes)
     order = order_of(sparse)
-    by_blocks, states = layer(x, edges, wires, keep_edges=keep)
-    by_sparse, sparse_states = layer(x, [flat[order]], [sparse], keep_edges=keep)
+    by_blocks, states = layer(x, edges, wires, keep_edges=keep, piece=0)
+    by_sparse, sparse_states = layer(x, [flat[order]], [sparse], keep_edges=keep, piece=5)
     by_pyg, pyg_states, _ = MetaLayer(EdgeModel(layer), NodeModel(layer))(x, index, flat)
     answers = [by_blocks, by_sparse, by_pyg]
     if states is not None and sparse_states is not None:

@@ -118,9 +118,15 @@ class GraphLayer(nn.Module):
         self.sizes = [width, width, edge_width]
 
     def forward(
-        self, x: Tensor, edges: Sequence[Tensor], wires: Sequence[Wires], *, keep_edges: bool = True
+        self,
+        x: Tensor,
+        edges: Sequence[Tensor],
+        wires: Sequence[Wires],
+        *,
+        keep_edges: bool = True,
+        piece: int | None = None,
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """New states of nodes and edges.
+        """New states of nodes and edges, ``piece`` edges at a time.
 
         Raises:
             ShapeError: another number of edge tensors than of wires.
@@ -133,7 +139,7 @@ class GraphLayer(nn.Module):
         sums, counts, states = x.new_zeros(2, len(x), x.shape[1]), x.new_zeros(2, len(x), 1), []
         for e, w in zip(edges, wires, strict=True):
             ends = w.at(at_target, w.receivers), w.at(at_source, w.senders)
-            passed = edge_pass(EdgeMlp(), w.topology, e, ends[0], ends[1], parameters, to_senders=True)
+            passed = edge_pass(EdgeMlp(), w.topology, e, *ends, parameters, to_senders=True, piece=piece)
             assert passed.senders is not None
             w.add(sums[0], w.receivers, passed.receivers["sum"])
             w.add(sums[1], w.senders, passed.senders)
