@@ -35,5 +35,6 @@ GRAPHS = {
     "rectangles": lambda: KernelEdges.of_rectangles(2, 3, 4),
     "one edge": lambda: KernelEdges.of_rectangles(1, 1, 1),
     "rectangles in pieces": lambda: KernelEdges.of_rectangles(2, 2, 7, longest=3),
+    "rectangles of many edges": lambda: KernelEdges.of_rectangles(1, 3, 70),
     "rectangles without edges": lambda: KernelEdges.of_rectangles(2, 0, 3),
 }

@@ -109,7 +109,7 @@ class EdgeLists:
         none = torch.empty(0, dtype=torch.int32, device=device)
         hub = torch.arange(hubs, device=device)
         hub_ptr = owners + per_row * torch.arange(hubs + 1, device=device)
-        rectangle = (per_matrix, length, *steps)
+        rectangle = (per_matrix, length, steps[0], steps[1])
         tensors = [none, none, none, none, hub, hub_ptr, none, none]
         return cls(owners, owners * per_row, hubs * per_row, longest, rectangle, *tensors)
 

@@ -133,7 +133,8 @@ def _film(
     at_receiver: Tensor | None, at_sender: Tensor, index: Sequence[Tensor], sizes: Sequence[int], asked: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     edges, parameters = KernelEdges.unpacked(index, sizes), FilmParameters(scale, scale_bias, shift, shift_bias)
-    made = dict(zip((*_REDUCTIONS, "argmax", "argmin"), _empty(values, [False] * 4, 0, len(scale)), strict=True))
+    keys: list[str] = [*_REDUCTIONS, "argmax", "argmin"]
+    made = dict(zip(keys, _empty(values, [False] * 4, 0, len(scale)), strict=True))
     names = tuple(name for name, wanted in zip(_REDUCTIONS, asked, strict=True) if wanted)
     if takes(values, scale, at_sender):
         from weightspace.graphs.message_passing.kernels.film_pass_triton import film_forward

@@ -1,0 +1,86 @@
+"""Compile every kernel that the launchers would launch for a Hopper GPU, without one; one JSON line for each.
+
+Run as a program: Triton decides when it is imported whether kernels are compiled or interpreted.
+"""
+
+import json
+import sys
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler import compile as compile_kernel
+from triton.runtime.jit import JITFunction
+
+from tests.graphs.message_passing.kernels.graphs import GRAPHS
+from weightspace.graphs.message_passing.kernels.edge_pass_triton import pass_backward, pass_forward
+from weightspace.graphs.message_passing.kernels.film_pass import FilmParameters
+from weightspace.graphs.message_passing.kernels.film_pass_triton import film_backward, film_forward
+from weightspace.graphs.message_passing.kernels.operator_triton import operator_backward, operator_forward
+from weightspace.graphs.message_passing.kernels.segment_reduce_triton import reduce_backward, reduce_forward
+
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}
+
+
+def compile_only(self, *args, grid, warmup=False, num_warps=4, num_stages=3, **kwargs):
+    """In place of a launch."""
+    values = dict(zip(self.arg_names, args, strict=False)) | kwargs
+    signature, constants, attributes = {}, {}, {}
+    for place, parameter in enumerate(self.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[(place,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name], attributes[(place,)] = TYPES[value.dtype], [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "i32"
+    source = ASTSource(fn=self, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    made = compile_kernel(source, target=GPUTarget("cuda", 90, 32), options=options)
+    name = f"{self.fn.__module__.rsplit('.')[-1]}.{self.fn.__name__}"
+    sys.stdout.write(json.dumps({"kernel": name, "shared": made.metadata.shared}) + "\n")
+
+
+def edges_and_films(edges, channels, hidden, dtype):
+    def drawn(*shape):
+        return torch.randn(shape).to(dtype)
+
+    values, weight, bias = drawn(edges.num_edges, channels), drawn(hidden, channels), drawn(hidden)
+    ends = drawn(edges.rows.num_owners, hidden), drawn(edges.columns.num_owners, hidden)
+    second = drawn(hidden, hidden)
+    out = pass_forward(values, weight, *ends, second, bias, edges, "silu", to_receivers=True, to_senders=True)
+    pass_backward(*out, values, weight, *ends, second, edges, "silu")
+    parameters = FilmParameters(weight, bias, weight, bias)
+    made = film_forward(values, parameters, *ends, edges, ("sum", "square", "max", "min"))
+    arguments = made.pop("argmax"), made.pop("argmin")
+    film_backward(made, *arguments, values, parameters, *ends, edges)
+
+
+def operators(positions, heads, hidden, depth, dtype):
+    shapes = [(1, 40, 33, positions), (), (hidden, positions + 1), (2 * heads, positions + 1), (2 * heads, hidden)]
+    shapes += [(1, 40, heads, depth), (1, 33, heads, depth)]
+    inputs = [torch.randn(shape).to(dtype) for shape in shapes]
+    operator_backward(*operator_forward(*inputs), *inputs)
+
+
+def main():
+    """The widths that models use, in both types."""
+    JITFunction.run = compile_only
+    hub = GRAPHS["hub over several pieces"]()
+    for reduce in ("square", "max"):
+        values = torch.randn(hub.num_edges, 33)
+        out, arg = reduce_forward(values, hub.columns, reduce)
+        reduce_backward(out, values, arg, hub.columns, reduce)
+    thorough = "--all" in sys.argv
+    for channels, hidden in [(1, 32), (64, 64), (128, 128), (200, 256)] if thorough else [(64, 64)]:
+        for dtype in (torch.float32, torch.bfloat16) if thorough else (torch.bfloat16,):
+            edges_and_films(GRAPHS["rectangles of many edges"](), channels, hidden, dtype)
+            edges_and_films(hub, channels, hidden, dtype)
+    for positions, heads, hidden, depth in (
+        [(1, 8, 32, 8), (9, 16, 32, 16), (49, 8, 64, 32)] if thorough else [(1, 8, 32, 8)]
+    ):
+        operators(positions, heads, hidden, depth, torch.float32)
+
+
+if __name__ == "__main__":
+    main()
