@@ -29,5 +29,6 @@ def is_interpreting() -> bool:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the kernels read these tensors: installed, on a CUDA device, of one of the three floating types."""
-    return is_installed() and all(x.is_cuda and x.dtype in _DTYPES for x in tensors)
+    """Whether the kernels read these tensors: installed, on a CUDA device, all of one of the three floating types."""
+    dtype = tensors[0].dtype
+    return dtype in _DTYPES and all(x.is_cuda and x.dtype == dtype for x in tensors) and is_installed()
