@@ -224,16 +224,15 @@ def test_relational_attention_equals_edge_by_edge(dense, layout, generator):
     graph = NeuralGraph.of(layout)
     graph = graph.all_pairs() if dense else graph
     layer = RelationalAttention(graph, 4, 3, 8, 2).double()
-    torch.nn.init.normal_(layer.modulation)
+    torch.nn.init.normal_(layer.message.modulation)
     x, edges = draw_states(graph, 4, 3, generator)
     to, origin, e = edge_list(graph, edges)
     query, key, value = layer.from_node(x).chunk(3, dim=-1)
-    on_query, on_key, on_value = (e @ w.T for w in layer.from_edge.weight.chunk(3))
-    add = torch.cat([e @ layer.edge_value[h] for h in range(2)], dim=-1)
+    on_query, on_key, on_value, add = (e @ w.T for w in layer.message.from_edge.weight.chunk(4))
     product = (query[:, to] + on_query) * (key[:, origin] + on_key) / math.sqrt(8)
     score = product.unflatten(-1, (2, 4)).sum(-1)
     alpha = softmax(score, to, dim=1, num_nodes=graph.num_nodes).repeat_interleave(4, dim=-1)
-    message = alpha * (value[:, origin] * (on_value + layer.modulation) + add)
+    message = alpha * (value[:, origin] * (on_value + layer.message.modulation) + add)
     plain = layer.out(scatter(message, to, 1, graph.num_nodes, "sum"))
     same_with_gradients(layer(x, edges), plain, [x, *edges, *layer.parameters()])
 
@@ -260,11 +259,12 @@ def test_edge_updates_equal_edge_by_edge(kind, layout, generator):
         update = RelationalEdgeUpdate(graph, 4, 3, 5).double()
         reversed_edges = [edges[k].transpose(2, 3) for k in graph.partners()]
         _, _, partner = edge_list(graph, reversed_edges)
-        parts = [update.edge, update.partner, update.from_receiver, update.from_sender]
+        parts = [update.message.edge, update.message.partner, update.from_receiver, update.from_sender]
         weight = torch.cat([part.weight for part in parts], dim=1)
-        hidden = torch.cat([e, partner, x[:, to], x[:, origin]], dim=-1) @ weight.T + update.edge.bias
-        first = update.norms[0](e + update.out(torch.nn.functional.silu(hidden)))
-        plain = update.norms[1](first + update.mlp(first))
+        hidden = torch.cat([e, partner, x[:, to], x[:, origin]], dim=-1) @ weight.T + update.message.edge.bias
+        new = update.message
+        first = new.norms[0](e + new.out(torch.nn.functional.silu(hidden)))
+        plain = new.norms[1](first + new.mlp(first))
     _, _, fast = edge_list(graph, update(edges, x))
     same_with_gradients(fast, plain, [x, *edges, *update.parameters()])
 

@@ -1,4 +1,4 @@
-"""What the two Neural Graphs metanetworks share: embedding, probes, readout, edits, work in pieces."""
+"""What the two Neural Graphs metanetworks share: embedding, probes, readout, edits."""
 
 from __future__ import annotations
 
@@ -19,11 +19,6 @@ from weightspace.metanets.metanet import Metanet
 
 __all__ = ["NeuralGraphMetanet"]
 
-_PIECE = 1 << 20
-"""Numbers per edge tensor of a piece of the batch on a CPU, where such tensors are held for all edges. Measured:
-4 networks 2-32-32-1 at a time are read in 0.8 of the time of 64, whose temporaries go to memory; one at a time costs
-more calls than it saves."""
-
 
 class NeuralGraphMetanet(Metanet):
     """Base of the metanetworks that read neural graphs; subclasses pass messages in :meth:`_rounds`.
@@ -33,8 +28,6 @@ class NeuralGraphMetanet(Metanet):
         out_features: Numbers returned per network; ``None`` to return weights.
         config: Options; those of :class:`NeuralGraphNet` that both have are read here.
         graph: Nodes and relations.
-        widest: Channels of the widest tensor that is held for all edges between two rounds, if batches on a CPU are to
-            be read in pieces.
         copies: Versions of the weights that are returned.
         probe: Evaluates the networks on ``config.probes`` learned inputs.
 
@@ -49,7 +42,6 @@ class NeuralGraphMetanet(Metanet):
         config: Any,
         *,
         graph: NeuralGraph,
-        widest: int | None = None,
         copies: int,
         probe: Probe | None,
     ) -> None:
@@ -59,8 +51,6 @@ class NeuralGraphMetanet(Metanet):
                 f"'probe' must be given for probes={config.probes}. Pass one, or read weights only: probes=0."
             )
         self.graph = graph
-        if widest is not None:
-            self.piece = max(1, _PIECE // (max(1, graph.num_edges) * widest))
         self.embedding = GraphEmbedding(
             graph, config.width, config.edge_width, frequencies=config.frequencies, scale=config.frequency_scale
         )

@@ -137,7 +137,6 @@ class NeuralGraphTransformer(NeuralGraphMetanet):
             out_features,
             config,
             graph=graph,
-            widest=config.attention_width,
             copies=copies,
             probe=probe,
         )

@@ -3,6 +3,7 @@
 from weightspace.graphs.message_passing.edge_mlp import EdgeMlp
 from weightspace.graphs.message_passing.edge_pass import Message, Passed, Pull, Sent, edge_pass
 from weightspace.graphs.message_passing.modulation import ModulatedMessage
+from weightspace.graphs.message_passing.reductions import by_head
 from weightspace.graphs.message_passing.topology import BlockEdges, SparseEdges, Topology
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "Sent",
     "SparseEdges",
     "Topology",
+    "by_head",
     "edge_pass",
 ]

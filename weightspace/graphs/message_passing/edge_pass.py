@@ -69,6 +69,7 @@ def edge_pass(
     senders: Tensor,
     parameters: Sequence[Tensor] = (),
     *,
+    more_edges: Sequence[Tensor] = (),
     to_receivers: Sequence[str] = ("sum",),
     to_senders: bool = False,
     piece: int | None = None,
@@ -86,6 +87,7 @@ def edge_pass(
         receivers: Of the receiving ends.
         senders: Of the sending ends.
         parameters: Further arguments of the message that derivatives are taken of; those of a module are added.
+        more_edges: Further states of the edges, which the message gets between the ends and the parameters.
         to_receivers: Reductions at the receivers: ``sum``, ``square`` (sum of squares), ``max``, ``min`` (infinite
             where no edge arrives; equal extrema share the derivative evenly) and ``softmax``.
         to_senders: Sum at the senders too.
@@ -107,12 +109,13 @@ def edge_pass(
     """
     if unknown := set(to_receivers) - set(REDUCTIONS):
         raise SpecError(f"'to_receivers' may hold {REDUCTIONS} (got {sorted(unknown)}).")
-    topology.check(edges, receivers, senders)
-    tensors = (edges, receivers, senders)
+    for states in (edges, *more_edges):
+        topology.check(states, receivers, senders)
+    tensors = (edges, receivers, senders, *more_edges)
     count = _count(message, tensors) if piece is None else piece
     if isinstance(message, nn.Module):
-        message, parameters = _Functional(message), (*message.parameters(), *parameters)
-    call = _Call(message, topology, tuple(to_receivers), to_senders)
+        message, parameters = _Functional(message), (*parameters, *message.parameters())
+    call = _Call(message, topology, tuple(to_receivers), to_senders, len(more_edges))
     tensors = (*tensors, *parameters)
     if count == 0 or not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return call.named(call.whole(tensors) if count == 0 else call.forward(tensors, count))
@@ -133,10 +136,10 @@ class _Functional:
     def __init__(self, module: nn.Module) -> None:
         self.module, self.names = module, [name for name, _ in module.named_parameters()]
 
-    def __call__(self, edges: Tensor, receivers: Tensor, senders: Tensor, *parameters: Tensor) -> Sent:
-        own, more = parameters[: len(self.names)], parameters[len(self.names) :]
-        named = dict(zip(self.names, own, strict=True))
-        return functional_call(self.module, named, (edges, receivers, senders, *more))
+    def __call__(self, *arguments: Tensor) -> Sent:
+        places = len(arguments) - len(self.names)
+        named = dict(zip(self.names, arguments[places:], strict=True))
+        return functional_call(self.module, named, arguments[:places])
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ class _Call:
     topology: Topology
     to_receivers: tuple[str, ...]
     to_senders: bool
+    more_edges: int
 
     def names(self) -> list[str]:
         split = {"softmax": ("top", "total", "weighted")}
@@ -157,8 +161,12 @@ class _Call:
         states, at_senders = found.pop("states"), found.pop("senders")
         return Passed(states, {name: x for name, x in found.items() if x is not None}, at_senders)
 
-    def send(self, piece: Piece, edges: Tensor, receivers: Tensor, senders: Tensor, *parameters: Tensor) -> Sent:
-        return self.message(piece.edges(edges), piece.receivers(receivers), piece.senders(senders), *parameters)
+    def at(self, piece: Piece, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Arguments of the message on a piece."""
+        edges, receivers, senders, *rest = tensors
+        more, parameters = rest[: self.more_edges], rest[self.more_edges :]
+        ends = [piece.edges(edges), piece.receivers(receivers), piece.senders(senders)]
+        return [*ends, *(piece.edges(x) for x in more), *parameters]
 
     def forward(self, tensors: Sequence[Tensor], count: int) -> tuple[Tensor | None, ...]:
         """Piece by piece, without derivatives."""
@@ -167,7 +175,7 @@ class _Call:
         states: Tensor | None = None
         at_senders: Tensor | None = None
         for piece in self.topology.pieces(count):
-            sent = self.send(piece, *tensors)
+            sent = self.message(*self.at(piece, tensors))
             if sent.state is not None:
                 if states is None:
                     states = sent.state.new_empty(*edges.shape[:-1], sent.state.shape[-1])
@@ -184,7 +192,7 @@ class _Call:
         """All edges at once, as torch differentiates it (twice, too)."""
         receivers, senders = tensors[1:3]
         (piece,) = self.topology.pieces(None)
-        sent = self.send(piece, *tensors)
+        sent = self.message(*self.at(piece, tensors))
         at_senders: Tensor | None = None
         reduced = Reduced(self.to_receivers, tuple(receivers.shape[:-1]))
         if sent.value is not None:
@@ -207,19 +215,19 @@ class _Call:
         ties = {how: torch.zeros_like(saved[how]) for how in EXTREMA if how in on}
         if ties and not self.topology.has_whole_rows:
             for piece in self.topology.pieces(count):
-                _count_ties(ties, piece, saved, self.send(piece, *tensors).value)
-        parameters = [x.detach().requires_grad_(need) for x, need in zip(tensors[3:], needed[3:], strict=True)]
+                _count_ties(ties, piece, saved, self.message(*self.at(piece, tensors)).value)
         for piece in self.topology.pieces(count):
-            ends = (piece.edges(tensors[0]), piece.receivers(tensors[1]), piece.senders(tensors[2]))
             pull = Pull(piece, saved, on, ties, self.topology.has_whole_rows)
-            made = getattr(self.message, "pull", self._pull)(pull, needed, *ends, *parameters)
+            made = getattr(self.message, "pull", self._pull)(pull, needed, *self.at(piece, tensors))
             for k, (gradient, total) in enumerate(zip(made, found, strict=True)):
                 if gradient is None or total is None:
                     continue
-                if k == 0:
+                if k == 1:
+                    piece.add_to_receivers(total, gradient)
+                elif k == 2:
+                    piece.add_to_senders(total, gradient)
+                elif k < 3 + self.more_edges:
                     piece.edges(total).copy_(gradient)
-                elif k <= 2:
-                    (piece.add_to_receivers if k == 1 else piece.add_to_senders)(total, gradient)
                 else:
                     total.add_(gradient)
         return found
@@ -228,7 +236,7 @@ class _Call:
         """Derivatives of one piece, by torch."""
         leaves = [x.detach().requires_grad_(need) for x, need in zip(arguments, needed, strict=True)]
         with torch.enable_grad():
-            sent = self.message(leaves[0], leaves[1], leaves[2], *leaves[3:])
+            sent = self.message(*leaves)
         outputs = [(x, g) for x, g in zip(sent, pull(sent), strict=True) if x is not None and g is not None]
         inputs = [x for x in leaves if x.requires_grad]
         made = iter(torch.autograd.grad([x for x, _ in outputs], inputs, [g for _, g in outputs], allow_unused=True))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.errors import SpecError
+from weightspace.graphs.message_passing import Sent, by_head, edge_pass
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph, NodeRange
 from weightspace.layers.neural_graph.node_reduce import NodeReduce
+from weightspace.layers.neural_graph.pna import rectangles
 
 __all__ = ["AllPairs", "RelationalAttention", "RelationalEdgeUpdate"]
 
@@ -25,8 +28,8 @@ class RelationalAttention(nn.Module):
 
     per head; Kofinas et al. 2024, after the relational transformer of Diao and Loynd 2023, with values
     modulated by the edge and the scale of the public code (``A`` is the width of all heads together). The softmax of a
-    node runs over its edges in all blocks: maxima and sums of exponentials of the blocks are combined. The last term
-    is linear in the edge, so the edges are averaged first and mapped once per node and head. Modulation starts at 1.
+    node runs over its edges in all blocks: maxima and sums of exponentials of the blocks are combined. Modulation
+    starts at 1.
 
     Args:
         graph: Nodes and relations.
@@ -48,52 +51,56 @@ class RelationalAttention(nn.Module):
         super().__init__()
         if heads < 1 or attention_width % heads:
             raise SpecError(f"'attention_width' must be a multiple of 'heads' (got {attention_width} and {heads}).")
-        self.heads, self.scale = heads, attention_width**-0.5
+        self.heads, self.width = heads, attention_width
         self.receivers = nn.ModuleList(NodeRange(graph.rows(r, sender=False)) for r in graph.relations)
         self.senders = nn.ModuleList(NodeRange(graph.rows(r, sender=True)) for r in graph.relations)
         self.reduce = NodeReduce(graph)
         self.register_buffer("is_reached", graph.degrees()[:, None] > 0, persistent=False)
         self.from_node = nn.Linear(width, 3 * attention_width)
-        self.from_edge = nn.Linear(edge_width, 3 * attention_width, bias=False)
-        self.modulation = nn.Parameter(torch.ones(attention_width))
-        self.edge_value = nn.Parameter(torch.empty(heads, edge_width, attention_width // heads))
+        self.message = _Attend(heads, edge_width, attention_width)
         self.out = nn.Linear(attention_width, width)
-        for linear in (self.from_node, self.from_edge):
-            for part in linear.weight.chunk(3):
-                nn.init.xavier_uniform_(part)
-        bound = (6 / (edge_width + attention_width)) ** 0.5
-        nn.init.uniform_(self.edge_value, -bound, bound)
+        for part in self.from_node.weight.chunk(3):
+            nn.init.xavier_uniform_(part)
         nn.init.xavier_uniform_(self.out.weight)
         for linear in (self.from_node, self.out):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, edges: Sequence[Tensor]) -> Tensor:
         """What every node receives."""
-        query, key, value = self.from_node(x).chunk(3, dim=-1)
-        scores, values = [], []
+        query, given = self.from_node(x).split([self.width, 2 * self.width], dim=-1)
+        passed = []
         for e, receiver, sender in zip(edges, self.receivers, self.senders, strict=True):
-            groups, rows, columns = e.shape[1:4]
-            own, other = (groups, rows, 1), (groups, 1, columns)
-            on_query, on_key, on_value = self.from_edge(e).chunk(3, dim=-1)
-            q = receiver(query).unflatten(1, own) + on_query
-            k = sender(key).unflatten(1, other) + on_key
-            scores.append((q * k).unflatten(-1, (self.heads, -1)).sum(-1) * self.scale)
-            values.append(sender(value).unflatten(1, other) * (on_value + self.modulation))
-        tops = self.reduce([s.detach().amax(3).flatten(1, 2) for s in scores], "amax")
-        tops = torch.where(self.is_reached, tops, 0.0)
+            arguments = rectangles(e, receiver(query), sender(given))
+            found = edge_pass(self.message, *arguments, to_receivers=("softmax",)).receivers
+            passed.append({name: part.view(len(e), -1, part.shape[-1]) for name, part in found.items()})
+        top = self.reduce([part["top"] for part in passed], "amax")
+        top = torch.where(self.is_reached, top, 0.0)
         sums = []
-        for e, score, v, receiver in zip(edges, scores, values, self.receivers, strict=True):
-            weight = (score - receiver(tops).unflatten(1, (*e.shape[1:3], 1))).exp()
-            carried = (weight.unsqueeze(-1) * v.unflatten(-1, (self.heads, -1))).sum(3)
-            averaged = weight.transpose(3, 4) @ e
-            parts = [carried.flatten(3), averaged.flatten(3), weight.sum(3)]
-            sums.append(torch.cat(parts, dim=-1).flatten(1, 2))
-        sizes = [len(self.modulation), self.heads * self.edge_value.shape[1], self.heads]
-        carried, averaged, total = self.reduce(sums, "sum").split(sizes, dim=-1)
-        heads = carried.unflatten(-1, (self.heads, -1))
-        heads = heads + torch.einsum("bnhc,hcd->bnhd", averaged.unflatten(-1, (self.heads, -1)), self.edge_value)
+        for part, receiver in zip(passed, self.receivers, strict=True):
+            shrink = (part["top"] - receiver(top)).exp()
+            sums.append(torch.cat([by_head(shrink, part["weighted"]), shrink * part["total"]], dim=-1))
+        carried, total = self.reduce(sums, "sum").split([self.width, self.heads], dim=-1)
         total = torch.where(self.is_reached, total, 1.0)
-        return self.out((heads / total.unsqueeze(-1)).flatten(2))
+        return self.out((carried.unflatten(-1, (self.heads, -1)) / total.unsqueeze(-1)).flatten(2))
+
+
+class _Attend(nn.Module):
+    """Scores and values of some edges: what the edge adds to query, key and value, and how it modulates the value."""
+
+    def __init__(self, heads: int, edge_width: int, width: int) -> None:
+        super().__init__()
+        self.heads, self.scale, self.numbers = heads, width**-0.5, 4 * width
+        self.from_edge = nn.Linear(edge_width, 4 * width, bias=False)
+        self.modulation = nn.Parameter(torch.ones(width))
+        for part in self.from_edge.weight.chunk(4):
+            nn.init.xavier_uniform_(part)
+
+    def forward(self, edges: Tensor, query: Tensor, given: Tensor) -> Sent:
+        on_query, on_key, scale, shift = self.from_edge(edges).chunk(4, dim=-1)
+        key, value = given.chunk(2, dim=-1)
+        product = (query + on_query) * (key + on_key)
+        score = product.unflatten(-1, (self.heads, -1)).sum(-1) * self.scale
+        return Sent(torch.addcmul(shift, value, scale + self.modulation), score=score)
 
 
 class RelationalEdgeUpdate(nn.Module):
@@ -120,33 +127,44 @@ class RelationalEdgeUpdate(nn.Module):
         self.partners = graph.partners()
         self.receivers = nn.ModuleList(NodeRange(graph.rows(r, sender=False)) for r in graph.relations)
         self.senders = nn.ModuleList(NodeRange(graph.rows(r, sender=True)) for r in graph.relations)
-        self.edge = nn.Linear(edge_width, hidden)
-        self.partner = nn.Linear(edge_width, hidden, bias=False)
         self.from_receiver = nn.Linear(width, hidden, bias=False)
         self.from_sender = nn.Linear(width, hidden, bias=False)
-        self.out = nn.Linear(hidden, edge_width)
-        self.mlp = nn.Sequential(nn.Linear(edge_width, hidden), nn.SiLU(), nn.Linear(hidden, edge_width))
-        self.norms = nn.ModuleList(nn.LayerNorm(edge_width) for _ in range(2))
+        self.message = _Renew(edge_width, hidden)
         fan_in = 2 * edge_width + 2 * width
-        for part in (self.edge, self.partner, self.from_receiver, self.from_sender):
+        for part in (self.message.edge, self.message.partner, self.from_receiver, self.from_sender):
             bound = (6 / (fan_in + hidden)) ** 0.5  # Xavier of the undivided map
             nn.init.uniform_(part.weight, -bound, bound)
-        for module in (self.out, *self.mlp):
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
 
     def forward(self, edges: Sequence[Tensor], x: Tensor) -> list[Tensor]:
         """New edge states by relation."""
         at_receiver, at_sender = self.from_receiver(x), self.from_sender(x)
         updated = []
         for k, e in enumerate(edges):
-            groups, rows, columns = e.shape[1:4]
-            hidden = self.edge(e).add_(self.partner(edges[self.partners[k]]).transpose(2, 3))
-            hidden.add_(self.receivers[k](at_receiver).unflatten(1, (groups, rows, 1)))
-            hidden.add_(self.senders[k](at_sender).unflatten(1, (groups, 1, columns)))
-            e = self.norms[0](e + self.out(F.silu(hidden)))
-            updated.append(self.norms[1](e + self.mlp(e)))
+            arguments = rectangles(e, self.receivers[k](at_receiver), self.senders[k](at_sender))
+            partner = edges[self.partners[k]].flatten(0, 1).transpose(1, 2)
+            states = edge_pass(self.message, *arguments, more_edges=[partner], to_receivers=()).states
+            updated.append(cast(Tensor, states).view(e.shape))
         return updated
+
+
+class _Renew(nn.Module):
+    """Both residual steps on some edges."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.numbers = max(width, hidden)
+        self.edge, self.partner = nn.Linear(width, hidden), nn.Linear(width, hidden, bias=False)
+        self.out = nn.Linear(hidden, width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        for module in (self.out, *self.mlp):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+
+    def forward(self, edges: Tensor, at_receiver: Tensor, at_sender: Tensor, partner: Tensor) -> Sent:
+        hidden = (self.edge(edges) + self.partner(partner)).add_(at_receiver).add_(at_sender)
+        e = self.norms[0](edges + self.out(F.silu(hidden)))
+        return Sent(state=self.norms[1](e + self.mlp(e)))
 
 
 class AllPairs(nn.Module):
