@@ -173,6 +173,36 @@ def test_rectangles_and_sparse_edges_agree(name):
         assert all(torch.equal(a, b) for a, b in zip(answers[one], answers[two], strict=True))
 
 
+@pytest.mark.parametrize("name", [name for name, (message, _) in MESSAGES.items() if hasattr(message, "kernel")])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_kernels_give_the_same(name, sparse):
+    """Operators of torch, on CPU by their plain form, against pieces: values and derivatives."""
+    message, shapes = MESSAGES[name]
+    how = ALL if name == "modulated" else ("sum",)
+    edges, receivers, senders, *parameters = draw((1, 6, 5, 4), (1, 6, 4), (1, 5, 4), *shapes)
+    leaves, topology = [edges, receivers, senders, *parameters], BlockEdges(1, 6, 5)
+    tensors = [edges, receivers, senders]
+    if sparse:  # two receivers without edges
+        index = torch.tensor([[0, 1, 1, 4, 2, 0, 3], [0, 0, 0, 2, 3, 3, 4]])
+        topology = SparseEdges.of(index, 6, 5)
+        tensors = [edges.flatten(0, 2)[:7], receivers.flatten(0, 1), senders.flatten(0, 1)]
+    results = []
+    for executor in ("pieces", "kernels"):
+        passed = run(
+            message, topology, *tensors, parameters, to_receivers=how, to_senders=name != "modulated", executor=executor
+        )
+        results.append([passed.states, *(passed.receivers[h] for h in how), passed.senders])
+    same(results[1], results[0], leaves)
+
+
+def test_what_no_kernel_knows_is_named():
+    edges, receivers, senders = draw((2, 3, 4, 4), (2, 3, 4), (2, 4, 4))
+    with pytest.raises(SpecError, match="No kernel knows.*softmax.*executor='pieces'"):
+        run(EdgeMlp(), BlockEdges(2, 3, 4), edges, receivers, senders, to_receivers=("softmax",), executor="kernels")
+    with pytest.raises(SpecError, match="'executor' must be"):
+        run(EdgeMlp(), BlockEdges(2, 3, 4), edges, receivers, senders, executor="gpu")
+
+
 def test_equal_extrema_share_the_derivative_in_every_executor():
     values = torch.tensor([3.0, 1.0, 3.0, 0.0], dtype=torch.float64)
     for topology, shape in (

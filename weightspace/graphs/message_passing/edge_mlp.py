@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from weightspace.graphs.message_passing.edge_pass import Sent
+from weightspace.graphs.message_passing import kernels
+from weightspace.graphs.message_passing.edge_pass import Passed, Sent
 
 if TYPE_CHECKING:
     from weightspace.graphs.message_passing.edge_pass import Pull
+    from weightspace.graphs.message_passing.kernels import KernelEdges
 
 __all__ = ["EdgeMlp"]
 
@@ -81,3 +83,33 @@ class EdgeMlp:
             if self.residual and state is not None:
                 on_edges += state
         return [on_edges, gradient, gradient, rows.T @ edges.reshape(-1, edges.shape[-1]), *on_readout]
+
+    def kernel(
+        self,
+        topology: KernelEdges,
+        edges: Tensor,
+        receivers: Tensor,
+        senders: Tensor,
+        *parameters: Tensor,
+        to_receivers: tuple[str, ...],
+        to_senders: bool,
+    ) -> Passed | None:
+        """The whole pass on flat tensors, for sums only."""
+        if not set(to_receivers) <= {"sum"}:
+            return None
+        out_weight, out_bias = parameters[1:] or (None, None)
+        states, received, sent = kernels.edge_pass(
+            edges,
+            parameters[0],
+            receivers,
+            senders,
+            topology,
+            out_weight=out_weight,
+            out_bias=out_bias,
+            activation=self.activation,
+            to_receivers="sum" in to_receivers,
+            to_senders=to_senders,
+        )
+        if self.residual and states is not None:
+            states = states + edges
+        return Passed(states, {} if received is None else {"sum": received}, sent)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from weightspace.errors import SpecError
+from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.reductions import EXTREMA, REDUCTIONS, Reduced, by_head
 from weightspace.graphs.message_passing.topology import Piece, Topology
 
-__all__ = ["Message", "Passed", "Pull", "Sent", "edge_pass"]
+__all__ = ["Executor", "Message", "Passed", "Pull", "Sent", "edge_pass"]
 
+Executor = Literal["auto", "pieces", "kernels"]
 _PIECE_NUMBERS = {"cpu": 2**19}
 """Numbers per edge of one piece, all together: 2 MiB of float32 fit the cache of a core."""
 _PIECE_NUMBERS_ELSEWHERE = 2**26
@@ -41,8 +43,8 @@ Message: TypeAlias = Callable[..., Sent]
 It sees some of the edges at a time and may be called again in backward, so it must depend on nothing but its arguments
 (no dropout). States of edges and ends broadcast against each other, on rectangles and on sparse edges alike. It may be
 an ``nn.Module``, which is called with its own parameters; it may have an attribute ``numbers`` (numbers per edge of the
-widest tensor it makes, from which the size of pieces follows) and a method ``pull`` for its derivatives (see
-:class:`~weightspace.graphs.message_passing.EdgeMlp`).
+widest tensor it makes, from which the size of pieces follows), a method ``pull`` for its derivatives and a method
+``kernel`` for the whole pass (see :class:`~weightspace.graphs.message_passing.EdgeMlp`).
 """
 
 
@@ -73,6 +75,7 @@ def edge_pass(
     to_receivers: Sequence[str] = ("sum",),
     to_senders: bool = False,
     piece: int | None = None,
+    executor: Executor = "auto",
 ) -> Passed:
     """Evaluate a message on all edges, keep new edge states where it makes some, and reduce what it sends.
 
@@ -93,9 +96,12 @@ def edge_pass(
         to_senders: Sum at the senders too.
         piece: Edges at a time; 0 for all at once with everything kept for backward. By default the pieces fit the
             cache, and graphs of one piece are gone through at once.
+        executor: ``"pieces"``, ``"kernels"`` (the operators of
+            :mod:`weightspace.graphs.message_passing.kernels`, for messages that have one; no derivatives of second
+            order), or ``"auto"``: kernels on CUDA tensors where there is one and Triton is installed.
 
     Raises:
-        SpecError: an unknown reduction.
+        SpecError: an unknown reduction or executor, or a message and reductions that no kernel knows.
         ShapeError: tensors that do not belong to the topology.
 
     Example:
@@ -112,6 +118,17 @@ def edge_pass(
     for states in (edges, *more_edges):
         topology.check(states, receivers, senders)
     tensors = (edges, receivers, senders, *more_edges)
+    if executor not in ("auto", "pieces", "kernels"):
+        raise SpecError(f"'executor' must be 'auto', 'pieces' or 'kernels' (got '{executor}').")
+    if executor == "kernels" or (executor == "auto" and piece is None and takes(*tensors, *parameters)):
+        passed = _by_kernel(message, topology, tensors, parameters, tuple(to_receivers), to_senders)
+        if passed is not None:
+            return passed
+        if executor == "kernels":
+            raise SpecError(
+                f"No kernel knows {message} with to_receivers={tuple(to_receivers)}, to_senders={to_senders} and "
+                f"{len(more_edges)} further edge states. Pass executor='pieces'."
+            )
     count = _count(message, tensors) if piece is None else piece
     if isinstance(message, nn.Module):
         message, parameters = _Functional(message), (*parameters, *message.parameters())
@@ -120,6 +137,32 @@ def edge_pass(
     if count == 0 or not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return call.named(call.whole(tensors) if count == 0 else call.forward(tensors, count))
     return call.named(_EdgePass.apply(call, count, *tensors))
+
+
+def _by_kernel(
+    message: Message,
+    topology: Topology,
+    tensors: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    to_receivers: tuple[str, ...],
+    to_senders: bool,
+) -> Passed | None:
+    """The pass as an operator of torch; ``None`` if there is none."""
+    kernel = getattr(message, "kernel", None)
+    if kernel is None or len(tensors) > 3:
+        return None
+    edges, receivers, senders = tensors
+    flat = [x.flatten(0, -2) for x in tensors]
+    passed = kernel(
+        topology.kernel_edges(edges.device), *flat, *parameters, to_receivers=to_receivers, to_senders=to_senders
+    )
+    if passed is None:
+        return None
+    return Passed(
+        None if passed.states is None else passed.states.view(*edges.shape[:-1], -1),
+        {name: x.view(*receivers.shape[:-1], -1) for name, x in passed.receivers.items()},
+        None if passed.senders is None else passed.senders.view(*senders.shape[:-1], -1),
+    )
 
 
 def _count(message: Message, tensors: Sequence[Tensor]) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from weightspace.graphs.message_passing.edge_pass import Sent
+from weightspace.graphs.message_passing.edge_pass import Passed, Sent
+from weightspace.graphs.message_passing.kernels import FilmParameters, KernelEdges, film_pass
 
 if TYPE_CHECKING:
     from weightspace.graphs.message_passing.edge_pass import Pull
@@ -50,3 +51,25 @@ class ModulatedMessage:
         on_ends = on_shift.mul_(scale)
         on_edges = (rows @ parameters[0]).view(edges.shape) if needed[0] else None
         return [on_edges, on_ends, on_ends, rows.T @ edges.reshape(-1, edges.shape[-1]), rows.sum(0)]
+
+    def kernel(
+        self,
+        topology: KernelEdges,
+        edges: Tensor,
+        receivers: Tensor,
+        senders: Tensor,
+        *parameters: Tensor,
+        to_receivers: tuple[str, ...],
+        to_senders: bool,
+    ) -> Passed | None:
+        """The whole pass on flat tensors, for all reductions but softmax."""
+        if to_senders or "softmax" in to_receivers:
+            return None
+        (scale, shift), (scale_bias, shift_bias) = (x.chunk(2) for x in parameters)
+        film = FilmParameters(scale, scale_bias, shift, shift_bias)
+        reduced = film_pass(edges, film, receivers, senders, topology, to_receivers)
+        is_reached = topology.rows.degrees()[:, None] > 0
+        for how, infinity in (("max", -torch.inf), ("min", torch.inf)):
+            if how in reduced:  # kernels give 0 there
+                reduced[how] = torch.where(is_reached, reduced[how], infinity)
+        return Passed(None, reduced, None)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from weightspace.errors import ShapeError
+from weightspace.graphs.message_passing.kernels.edge_lists import KernelEdges
 
 __all__ = ["BlockEdges", "Extremum", "Piece", "SparseEdges", "Topology"]
 
@@ -57,6 +59,10 @@ class Topology(Protocol):
 
     def check(self, edges: Tensor, receivers: Tensor, senders: Tensor) -> None:
         """Raise :class:`~weightspace.errors.ShapeError` where the tensors do not belong to these edges."""
+        ...
+
+    def kernel_edges(self, device: torch.device) -> KernelEdges:
+        """The same edges as the kernels read them."""
         ...
 
     def pieces(self, count: int | None) -> Iterator[Piece]:
@@ -145,6 +151,10 @@ class BlockEdges:
             "senders": (senders, (self.matrices, self.senders)),
         }
         _check(expected)
+
+    def kernel_edges(self, device: torch.device) -> KernelEdges:
+        """Rectangles: kernels read no index."""
+        return KernelEdges.of_rectangles(self.matrices, self.receivers, self.senders, device=device)
 
     def pieces(self, count: int | None) -> Iterator[Piece]:
         """Whole matrices, or rows of one matrix."""
@@ -272,6 +282,16 @@ class SparseEdges:
                 "senders": (senders, (self.num_senders,)),
             }
         )
+
+    def kernel_edges(self, device: torch.device) -> KernelEdges:
+        """Lists by receiver and by sender, planned at the first call."""
+        del device  # that of the indices
+        return self._kernel_edges
+
+    @cached_property
+    def _kernel_edges(self) -> KernelEdges:
+        colptr, by_sender = self.by_sender
+        return KernelEdges.of_lists(self.rowptr, self.sender, colptr, by_sender, self.receiver)
 
     def pieces(self, count: int | None) -> Iterator[Piece]:
         """Edges next to each other."""
