@@ -1,0 +1,1 @@
+"""Parts of the measurements of message passing: graphs, executors, a process per row, the environment."""

@@ -1,0 +1,136 @@
+"""The graphs that are passed over: small INRs and CNNs, a mixed batch, a ResNet-50."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.case import CASES as NETWORKS
+from benchmarks.peers.case import Case
+from weightspace.graphs import BlockLayout, EdgeBlock, trace
+from weightspace.graphs.message_passing import BlockEdges
+from weightspace.layers import Wires, block_wires
+
+__all__ = ["CASES", "GraphCase", "Graphs", "layouts_of", "write_resnet"]
+
+CHANNELS = 64
+_MIXED = (
+    (1, 8, 8, 10), (1, 8, 16, 10), (1, 16, 16, 10), (1, 16, 32, 10),
+    (1, 16, 16, 16, 10), (1, 8, 16, 32, 10), (1, 12, 24, 24, 10), (1, 24, 24, 24, 10),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GraphCase:
+    """What is passed over.
+
+    Args:
+        title: For the table.
+        executors: Those that are measured, the reference first.
+        edge_channels: Channels of the edges; 1 where the weights themselves are read.
+    """
+
+    title: str
+    executors: tuple[str, ...]
+    edge_channels: int = CHANNELS
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether edges are the weights themselves: no derivative by them is taken, no states are kept."""
+        return self.edge_channels == 1
+
+
+_ALL = ("pyg", "whole", "blocks", "sparse", "fold")
+CASES = {
+    "inr64": GraphCase("64 INRs 2-32-32-1", _ALL),
+    "inr512": GraphCase("512 INRs 2-32-32-1", _ALL),
+    "cnn64": GraphCase("64 CNNs 1-16-16-16-10", _ALL),
+    "mixed": GraphCase("64 CNNs of 8 architectures", _ALL),
+    "resnet50": GraphCase("a ResNet-50, an edge per weight", ("fold", "sparse"), 1),
+}
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The graphs of a case as one.
+
+    Args:
+        num_nodes: ``N``.
+        wires: Rectangles of edges; nodes of the architectures lie one after another.
+    """
+
+    num_nodes: int
+    wires: list[Wires]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Edges of every rectangle."""
+        return [w.topology.matrices * w.topology.receivers * w.topology.senders for w in self._blocks()]
+
+    @property
+    def edge_index(self) -> Tensor:
+        """Senders and receivers, in the order of the rectangles."""
+        return torch.cat([w.edge_index(self.num_nodes) for w in self.wires], dim=1)
+
+    def cut(self, edges: Tensor) -> list[Tensor]:
+        """A tensor per rectangle from ``(E, C)``."""
+        shapes = [(w.topology.matrices, w.topology.receivers, w.topology.senders) for w in self._blocks()]
+        return [e.reshape(*s, -1) for e, s in zip(edges.split(self.sizes), shapes, strict=True)]
+
+    def _blocks(self) -> list[Wires]:
+        assert all(isinstance(w.topology, BlockEdges) for w in self.wires)
+        return self.wires
+
+
+def layouts_of(case: str, resnet: Path | None = None) -> Graphs:
+    """The graphs of a case; ``"tiny"`` is for warming up.
+
+    Args:
+        case: Its name.
+        resnet: What :func:`write_resnet` wrote.
+    """
+    if case == "resnet50":
+        assert resnet is not None
+        layout = BlockLayout.from_json(json.loads(resnet.read_text()))
+        return Graphs(layout.num_nodes, [_edge_per_weight(layout, block) for block in layout.blocks])
+    inr = NETWORKS["A"].traced().layout() if case in ("inr64", "inr512", "tiny") else None
+    if inr is not None:
+        parts = [(inr, {"inr64": 64, "inr512": 512, "tiny": 1}[case])]
+    elif case == "cnn64":
+        parts = [(NETWORKS["B"].traced().layout(), 64)]
+    else:
+        parts = [(Case("mixed", 1, widths, (2, 1, 32, 32)).traced().layout(), 8) for widths in _MIXED]
+    start, wires = 0, []
+    for layout, networks in parts:
+        for w in block_wires(layout, networks):
+            wires.append(Wires(w.topology, _shifted(w.receivers, start), _shifted(w.senders, start)))
+        start += layout.num_nodes * networks
+    return Graphs(start, wires)
+
+
+def write_resnet(path: Path) -> None:
+    """Trace a ResNet-50 and keep its layout."""
+    from benchmarks.operator_scale import model
+
+    net, image = model("resnet50")
+    path.write_text(json.dumps(trace(net, image).layout().to_json()))
+
+
+def _shifted(rows: slice | Tensor, start: int) -> slice | Tensor:
+    return slice(rows.start + start, rows.stop + start) if isinstance(rows, slice) else rows + start
+
+
+def _edge_per_weight(layout: BlockLayout, block: EdgeBlock) -> Wires:
+    """A rectangle per group and kernel position."""
+    ends = []
+    for layer, nodes, size in (
+        (block.target, block.target_nodes, block.groups * block.out),
+        (block.source, block.source_nodes, block.groups * block.inputs),
+    ):
+        rows = torch.arange(size) if nodes is None else torch.tensor(list(nodes))
+        ends.append((rows + layout.starts[layer]).repeat(block.positions))
+    return Wires(BlockEdges(block.positions * block.groups, block.out, block.inputs), *ends)
