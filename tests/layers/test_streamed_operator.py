@@ -1,6 +1,7 @@
 """Streamed functions against kept ones: the same numbers and gradients, whatever the chunk and the order in memory."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from weightspace.layers.messages.operator_bank import OperatorBank
 from weightspace.layers.messages.streamed_operator import _Grid
 
 
-def _results(bank, values, source, target, *, stream, chunk=None):
+def _results(bank, values, source, target, *, stream, chunk=None, kernel=None):
     """Messages of all rounds in both directions and the gradients of all that enters."""
     mean, std = torch.tensor(0.3, dtype=torch.float64), torch.tensor(1.7, dtype=torch.float64)
     messages = []
     for operator in bank(values, mean, std, stream=stream, chunk=chunk):
         if stream:
+            operator = replace(operator, kernel=kernel)
             messages += operator.carry(source, target)
         else:
             pairs = zip(operator, (source, target), SIDES, strict=True)
@@ -54,6 +56,9 @@ def test_streaming_changes_no_number_and_no_gradient(shape, chunk, turned, share
         streamed = _results(bank, values, source, target, stream=True, chunk=some)
         for a, b in zip(streamed, kept, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    as_operator = _results(bank, values, source, target, stream=True, kernel=True)
+    for a, b in zip(as_operator, kept, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

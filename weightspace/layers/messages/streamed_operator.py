@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from weightspace.graphs.message_passing.kernels import operator_pass
+from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.layers.messages.edge_functions import FunctionMatrices
 
 __all__ = ["StreamedOperator", "edges_per_chunk"]
@@ -37,6 +39,7 @@ class StreamedOperator:
         matrices: ``2 * heads`` functions, first those of messages to targets.
         heads: Functions per direction.
         chunk: Edges that are evaluated at a time; ``None`` for :func:`edges_per_chunk`.
+        kernel: Whether one operator of torch does it all; by default on CUDA, where Triton is installed.
     """
 
     values: Tensor
@@ -44,6 +47,7 @@ class StreamedOperator:
     matrices: FunctionMatrices
     heads: int
     chunk: int | None = None
+    kernel: bool | None = None
 
     def carry(
         self,
@@ -57,6 +61,9 @@ class StreamedOperator:
         """
         batch, groups, out, inputs, positions = self.values.shape
         values = self.values.reshape(batch * groups, out, inputs, positions)
+        by_kernel = takes(values, *self.matrices) if self.kernel is None else self.kernel
+        if by_kernel:
+            return self._by_kernel(values, source, target)
         read, matrices = (self._per_head(source, inputs), self._per_head(target, out)), self.matrices
         chunk = self.chunk or edges_per_chunk(matrices, values.device.type)
         if turned := values.stride(1) < values.stride(2):  # rows are read where they lie next to each other
@@ -65,6 +72,17 @@ class StreamedOperator:
         carried = _Stream.apply(values, self.mean, *matrices, *read, chunk)
         to_target, to_source = carried[::-1] if turned else carried
         return self._joined(to_target), self._joined(to_source)
+
+    def _by_kernel(self, values: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """As one operator of torch."""
+        batch, groups, out, inputs, _ = self.values.shape
+        rows, columns = (
+            x.to(values.dtype).view(len(x), groups, n, self.heads, -1).expand(batch, -1, -1, -1, -1).flatten(0, 1)
+            for x, n in ((target, out), (source, inputs))
+        )
+        carried = operator_pass(values, self.mean, *self.matrices, rows, columns)
+        to_target, to_source = (x.reshape(batch, groups * x.shape[1], -1) for x in carried)
+        return to_target, to_source
 
     def _per_head(self, x: Tensor, size: int) -> Tensor:
         """``(B or 1, G * size, C) -> (heads, B * G, C / heads, size)``."""
