@@ -84,31 +84,18 @@ def _message(
 
 @triton.jit
 def _store_new(
-    edges_ptr, weight_ptr, bias_ptr, shift_ptr, shift_bias_ptr, owner_ptr, sent_ptr, out_weight_ptr, out_bias_ptr,
-    new_ptr, g, edge, other, row, valid,
-    IN: tl.constexpr, HIDDEN: tl.constexpr, OUT: tl.constexpr, FILM: tl.constexpr, ACTIVATION: tl.constexpr,
-    HAS_OWNER: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_SHIFT_BIAS: tl.constexpr,
-    HAS_OUT_BIAS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_O: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    new_ptr, out_weight_ptr, out_bias_ptr, g, edge, valid, h, has_h,
+    HIDDEN: tl.constexpr, OUT: tl.constexpr, HAS_OUT_BIAS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_O: tl.constexpr,
+    PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Map the messages ``g`` to new edges; where not all hidden units fit, evaluate them again by tiles."""
+    """Map the messages ``g`` to new edges."""
     for o0 in tl.static_range(0, OUT, BLOCK_O):
         o = o0 + tl.arange(0, BLOCK_O)
         has_o = o < OUT
-        new = tl.zeros((BLOCK_E, BLOCK_O), tl.float32)
+        w = tl.load(out_weight_ptr + o[None, :] * HIDDEN + h[:, None], mask=has_o[None, :] & has_h[:, None], other=0.0)
+        new = dot(g.to(w.dtype), w, PRECISION, WIDEN)
         if HAS_OUT_BIAS:
             new += tl.load(out_bias_ptr + o, mask=has_o, other=0.0).to(tl.float32)[None, :]
-        for h0 in tl.static_range(0, HIDDEN, BLOCK_H):
-            h = h0 + tl.arange(0, BLOCK_H)
-            if HIDDEN > BLOCK_H:
-                g, a, b = _message(
-                    edges_ptr, weight_ptr, bias_ptr, shift_ptr, shift_bias_ptr, owner_ptr, sent_ptr,
-                    edge, other, row, valid, h, IN, HIDDEN, FILM, ACTIVATION, HAS_OWNER, HAS_BIAS, HAS_SHIFT,
-                    HAS_SHIFT_BIAS, BLOCK_E, BLOCK_C, BLOCK_H, PRECISION, WIDEN,
-                )  # fmt: skip
-            in_w = has_o[None, :] & (h < HIDDEN)[:, None]
-            w = tl.load(out_weight_ptr + o[None, :] * HIDDEN + h[:, None], mask=in_w, other=0.0)
-            new += dot(g.to(w.dtype), w, PRECISION, WIDEN)
         at = edge[:, None] * OUT + o[None, :]
         tl.store(new_ptr + at, new.to(new_ptr.dtype.element_ty), mask=valid[:, None] & has_o[None, :])
 
@@ -163,12 +150,15 @@ def _forward(
                     smallest = tl.where(ahead, found, smallest)
                     argmin = tl.where(ahead, arg, argmin)
                 if KEEP:
-                    _store_new(
-                        edges_ptr, weight_ptr, bias_ptr, shift_ptr, shift_bias_ptr, owner_ptr, sent_ptr, out_weight_ptr,
-                        out_bias_ptr, new_ptr, g, edge, other, row, valid, IN, HIDDEN, OUT, FILM, ACTIVATION, HAS_OWNER,
-                        HAS_BIAS, HAS_SHIFT, HAS_SHIFT_BIAS, HAS_OUT_BIAS, BLOCK_E, BLOCK_C, BLOCK_H, BLOCK_O,
-                        PRECISION, WIDEN,
-                    )  # fmt: skip
+                    if HIDDEN <= BLOCK_H:
+                        _store_new(
+                            new_ptr, out_weight_ptr, out_bias_ptr, g, edge, valid, h, has_h, HIDDEN, OUT, HAS_OUT_BIAS,
+                            BLOCK_E, BLOCK_O, PRECISION, WIDEN,
+                        )  # fmt: skip
+                    else:  # no program has all hidden units
+                        at = edge[:, None] * HIDDEN + h[None, :]
+                        mask = valid[:, None] & has_h[None, :]
+                        tl.store(new_ptr + at, g.to(new_ptr.dtype.element_ty), mask=mask)
             offset = slot * HIDDEN + h
             if SUM:
                 tl.store(sum_ptr + offset, tl.sum(total, axis=0), mask=has_h)
@@ -334,8 +324,14 @@ class Messages:
         is_wide, is_long = hidden > 64, self.edges.element_size() > 2
         most = 64 >> (is_wide + is_long)
         block_e, block_h = tile(len(self.edges) // max(1, lists.count), most), tile(hidden)
-        # What is prefetched has to fit in 227 KiB of shared memory.
-        launch = {"num_warps": 8 if is_wide or block_e * block_h >= 4096 else 4, "num_stages": 1 if is_wide else 2}
+        # Weights stay in shared memory, of which there are 227 KiB; products of float32 keep them in two parts.
+        kept = tile(inputs, 256) * (8 if is_long else 2) * (1 if self.shift is None else 2)
+        while block_h > 16 and kept * block_h > 2**17:
+            block_h //= 2
+        launch = {
+            "num_warps": 8 if is_wide or block_e * block_h >= 4096 else 4,
+            "num_stages": 1 if is_wide or self.shift is not None else 2,
+        }
         return {
             "IN": inputs, "HIDDEN": hidden, "OUT": out, "FILM": self.is_film, "ACTIVATION": self.activation,
             "HAS_OWNER": self.owner is not None, "HAS_BIAS": self.bias is not None, "HAS_SHIFT": self.shift is not None,
@@ -355,7 +351,9 @@ def message_forward(
     """New edges ``(E, O)``, and reductions ``(N, H)`` at the owners, ``argmax`` and ``argmin`` with them."""
     edges, hidden = messages.edges.contiguous(), messages.weight.shape[0]
     out = 0 if out_weight is None else len(out_weight)
-    new = None if out_weight is None else edges.new_empty(len(edges), out)
+    options = messages.options(lists, out) | {"HAS_OUT_BIAS": out_bias is not None}
+    tiles = triton.cdiv(hidden, options["BLOCK_H"])
+    new = None if out_weight is None else edges.new_empty(len(edges), out if tiles == 1 else hidden)
     rows, reduced = lists.num_owners + lists.parts, {}
     for name in reductions:
         reduced[name] = edges.new_empty(rows, hidden, dtype=torch.float32)
@@ -364,18 +362,14 @@ def message_forward(
     names = ("sum", "square", "max", "argmax", "min", "argmin")
     outputs = [reduced.get(name, edges) for name in names]
     last = [edges if x is None else x.contiguous() for x in (out_weight, out_bias, new)]
-    options = messages.options(lists, out) | {"HAS_OUT_BIAS": out_bias is not None}
-    tiles = triton.cdiv(hidden, options["BLOCK_H"])
-    # Where hidden units come in several tiles new edges need all of them, and reductions one: a launch each.
-    launches = [(1, True, True)] if tiles == 1 else [(1, True, False), (tiles, False, True)]
-    for columns, keeps, reduces in launches:
-        keeps, asked = keeps and new is not None, reductions if reduces else ()
-        if lists.count and (keeps or asked):
-            flags = {name.upper(): name in asked for name in ("sum", "square", "max", "min")}
-            with on_device(edges):
-                _forward[(triton.cdiv(lists.count, SPAN), columns)](
-                    *messages.arguments, *last, *outputs, *walk(lists), KEEP=keeps, **flags, **options
-                )
+    flags = {name.upper(): name in reductions for name in ("sum", "square", "max", "min")}
+    if lists.count and (new is not None or reductions):
+        with on_device(edges):
+            _forward[(triton.cdiv(lists.count, SPAN), tiles)](
+                *messages.arguments, *last, *outputs, *walk(lists), KEEP=new is not None, **flags, **options
+            )
+    if new is not None and tiles > 1:
+        new = torch.nn.functional.linear(new, last[0], out_bias)
     for name in reductions:
         join(
             reduced[name],
