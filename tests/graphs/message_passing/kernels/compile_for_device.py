@@ -41,15 +41,22 @@ def compile_only(self, *args, grid, warmup=False, num_warps=4, num_stages=3, **k
     sys.stdout.write(json.dumps({"kernel": name, "shared": made.metadata.shared}) + "\n")
 
 
-def edges_and_films(edges, channels, hidden, dtype):
-    def drawn(*shape):
-        return torch.randn(shape).to(dtype)
+def linear_and_ends(edges, channels, hidden, dtype):
+    """Values, a linear map with its constant, and what both ends bring."""
+    shapes = [(edges.num_edges, channels), (hidden, channels), (hidden,)]
+    shapes += [(edges.rows.num_owners, hidden), (edges.columns.num_owners, hidden)]
+    return [torch.randn(shape).to(dtype) for shape in shapes]
 
-    values, weight, bias = drawn(edges.num_edges, channels), drawn(hidden, channels), drawn(hidden)
-    ends = drawn(edges.rows.num_owners, hidden), drawn(edges.columns.num_owners, hidden)
-    second = drawn(hidden, hidden)
+
+def edge_networks(edges, channels, hidden, dtype):
+    values, weight, bias, *ends = linear_and_ends(edges, channels, hidden, dtype)
+    second = torch.randn(hidden, hidden).to(dtype)
     out = pass_forward(values, weight, *ends, second, bias, edges, "silu", to_receivers=True, to_senders=True)
     pass_backward(*out, values, weight, *ends, second, edges, "silu")
+
+
+def films(edges, channels, hidden, dtype):
+    values, weight, bias, *ends = linear_and_ends(edges, channels, hidden, dtype)
     parameters = FilmParameters(weight, bias, weight, bias)
     made = film_forward(values, parameters, *ends, edges, ("sum", "square", "max", "min"))
     arguments = made.pop("argmax"), made.pop("argmin")
@@ -64,22 +71,25 @@ def operators(positions, heads, hidden, depth, dtype):
 
 
 def main():
-    """The widths that models use, in both types."""
+    """A few sizes; with ``--all`` the widths that models use, in both types, on rectangles and on lists (minutes)."""
     JITFunction.run = compile_only
-    hub = GRAPHS["hub over several pieces"]()
+    rectangles, hub = GRAPHS["rectangles of many edges"](), GRAPHS["hub over several pieces"]()
     for reduce in ("square", "max"):
         values = torch.randn(hub.num_edges, 33)
         out, arg = reduce_forward(values, hub.columns, reduce)
         reduce_backward(out, values, arg, hub.columns, reduce)
-    thorough = "--all" in sys.argv
-    for channels, hidden in [(1, 32), (64, 64), (128, 128), (200, 256)] if thorough else [(64, 64)]:
-        for dtype in (torch.float32, torch.bfloat16) if thorough else (torch.bfloat16,):
-            edges_and_films(GRAPHS["rectangles of many edges"](), channels, hidden, dtype)
-            edges_and_films(hub, channels, hidden, dtype)
-    for positions, heads, hidden, depth in (
-        [(1, 8, 32, 8), (9, 16, 32, 16), (49, 8, 64, 32)] if thorough else [(1, 8, 32, 8)]
-    ):
-        operators(positions, heads, hidden, depth, torch.float32)
+    edge_networks(rectangles, 64, 64, torch.bfloat16)
+    films(hub, 16, 32, torch.float32)
+    operators(1, 8, 32, 8, torch.float32)
+    if "--all" in sys.argv:
+        for channels, hidden in [(1, 32), (64, 64), (128, 128), (200, 256)]:
+            for dtype in (torch.float32, torch.bfloat16):
+                for edges in (rectangles, hub):
+                    edge_networks(edges, channels, hidden, dtype)
+                    films(edges, channels, hidden, dtype)
+        for sizes in [(9, 16, 32, 16), (49, 8, 64, 32)]:
+            operators(*sizes, torch.bfloat16)
+            operators(*sizes, torch.float32)
 
 
 if __name__ == "__main__":
