@@ -9,6 +9,7 @@ from torch import Tensor
 from torch_geometric.utils import scatter, softmax
 
 from weightspace.errors import SpecError
+from weightspace.graphs import trace
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.graphs.message_passing import Sent, edge_pass
 from weightspace.layers.neural_graph.graph_embedding import FourierFeatures
@@ -267,6 +268,12 @@ def test_edge_updates_equal_edge_by_edge(kind, layout, generator):
         plain = new.norms[1](first + new.mlp(first))
     _, _, fast = edge_list(graph, update(edges, x))
     same_with_gradients(fast, plain, [x, *edges, *update.parameters()])
+
+
+def test_a_weight_space_is_no_neural_graph():
+    space = trace(torch.nn.Linear(2, 3), torch.zeros(1, 2)).weight_space()
+    with pytest.raises(SpecError, match="made of a BlockLayout.*got WeightSpace"):
+        NeuralGraphNet(space, 10)  # pyright: ignore[reportArgumentType]
 
 
 def test_counts_of_the_published_configuration():

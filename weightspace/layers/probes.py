@@ -35,6 +35,17 @@ class ProbeFeatures(nn.Module):
         ShapeError: (when called) values of another shape.
     """
 
+    @classmethod
+    def of(cls, layout: BlockLayout, probe: Probe | None, probes: int, width: int) -> ProbeFeatures | None:
+        """None for no probes.
+
+        Raises:
+            SpecError: probes, but nothing that evaluates the networks.
+        """
+        if probes and probe is None:
+            raise SpecError(f"'probe' must be given for probes={probes}. Pass one, or read weights only: probes=0.")
+        return cls(layout, probe, probes, width) if probe is not None and probes else None
+
     def __init__(self, layout: BlockLayout, probe: Probe, probes: int, width: int) -> None:
         super().__init__()
         if not callable(probe):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.neural_graph.graph_embedding import GraphEmbedding
 from weightspace.layers.neural_graph.graph_heads import GraphEdits, GraphReadout
@@ -46,15 +45,11 @@ class NeuralGraphMetanet(Metanet):
         probe: Probe | None,
     ) -> None:
         super().__init__(layout, out_features, config, copies=copies)
-        if config.probes and probe is None:
-            raise SpecError(
-                f"'probe' must be given for probes={config.probes}. Pass one, or read weights only: probes=0."
-            )
         self.graph = graph
         self.embedding = GraphEmbedding(
             graph, config.width, config.edge_width, frequencies=config.frequencies, scale=config.frequency_scale
         )
-        self.probes = ProbeFeatures(layout, probe, config.probes, config.width) if probe and config.probes else None
+        self.probes = ProbeFeatures.of(layout, probe, config.probes, config.width)
         self.probe_norm = nn.LayerNorm(config.width) if self.probes else None
         if out_features is None:
             self.edits = GraphEdits(graph, config.width, config.edge_width, copies)

@@ -148,10 +148,6 @@ class OperatorNet(Metanet):
     ) -> None:
         config = config or OperatorNetConfig()
         super().__init__(layout, out_features, config, copies=copies)
-        if config.probes and probe is None:
-            raise SpecError(
-                f"'probe' must be given for probes={config.probes}. Pass one, or read weights only: probes=0."
-            )
         self.roles = roles = BlockRoles.of(layout, config.wide_from)
         self.odd = odd_layers(layout) if config.symmetry in ("sign", "auto") else frozenset()
         kinds = scaling_kinds(layout) if config.symmetry in ("scale", "auto") else {}
@@ -179,7 +175,7 @@ class OperatorNet(Metanet):
                 for i in roles.operators
             }
         )
-        self.probes = ProbeFeatures(layout, probe, config.probes, config.width) if probe and config.probes else None
+        self.probes = ProbeFeatures.of(layout, probe, config.probes, config.width)
         constants = sum(layout.blocks[i].numel for i in roles.constants)
         constants += self.probes.num_outputs if self.probes else 0
         self.readout: InvariantReadout | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
 from weightspace.layers.block_roles import NEURONS
 
@@ -74,7 +75,14 @@ class NeuralGraph:
 
     @classmethod
     def of(cls, layout: BlockLayout, *, reverse: bool = True) -> NeuralGraph:
-        """Read a layout; ``reverse`` adds an edge against the forward pass to every edge."""
+        """Read a layout; ``reverse`` adds an edge against the forward pass to every edge.
+
+        Raises:
+            SpecError: another view of an architecture.
+        """
+        if not isinstance(layout, BlockLayout):
+            got = type(layout).__name__
+            raise SpecError(f"A neural graph is made of a BlockLayout, trace(...).layout() (got {got}).")
         folded = {layer.name for layer in layout.layers if _is_folded(layout, layer)}
         names = tuple(layer.name for layer in layout.layers if layer.name not in folded)
         features: dict[str, list[int]] = {name: [] for name in names}
