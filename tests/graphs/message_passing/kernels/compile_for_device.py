@@ -49,18 +49,20 @@ def linear_and_ends(edges, channels, hidden, dtype):
 
 
 def edge_networks(edges, channels, hidden, dtype):
-    values, weight, bias, *ends = linear_and_ends(edges, channels, hidden, dtype)
+    values, weight, bias, receiver, sender = linear_and_ends(edges, channels, hidden, dtype)
     second = torch.randn(hidden, hidden).to(dtype)
-    out = pass_forward(values, weight, *ends, second, bias, edges, "silu", to_receivers=True, to_senders=True)
-    pass_backward(*out, values, weight, *ends, second, edges, "silu")
+    out = pass_forward(
+        values, weight, receiver, sender, second, bias, edges, "silu", to_receivers=True, to_senders=True
+    )
+    pass_backward(*out, values, weight, receiver, sender, second, edges, "silu")
 
 
 def films(edges, channels, hidden, dtype):
-    values, weight, bias, *ends = linear_and_ends(edges, channels, hidden, dtype)
+    values, weight, bias, receiver, sender = linear_and_ends(edges, channels, hidden, dtype)
     parameters = FilmParameters(weight, bias, weight, bias)
-    made = film_forward(values, parameters, *ends, edges, ("sum", "square", "max", "min"))
+    made = film_forward(values, parameters, receiver, sender, edges, ("sum", "square", "max", "min"))
     arguments = made.pop("argmax"), made.pop("argmin")
-    film_backward(made, *arguments, values, parameters, *ends, edges)
+    film_backward(made, *arguments, values, parameters, receiver, sender, edges)
 
 
 def operators(positions, heads, hidden, depth, dtype):
