@@ -11,6 +11,7 @@ from torch_geometric.utils import scatter
 
 from weightspace.errors import ShapeError
 from weightspace.graphs import trace
+from weightspace.graphs.message_passing import BlockEdges
 from weightspace.graphs.message_passing import BlockEdges, SparseEdges
 from weightspace.layers import GraphLayer, Wires, block_wires, sparse_wires
 
@@ -110,3 +111,25 @@ def test_a_missing_edge_tensor_is_named():
     wires = sparse_wires(torch.tensor([[0], [1]]), 2)
     with pytest.raises(ShapeError, match="one edge tensor per set of wires, 1 .got 0."):
         GraphLayer(3, 2)(torch.zeros(2, 3), [], [wires])
+    with pytest.raises(ShapeError, match="and at least one .got 0."):
+        GraphLayer(3, 2)(torch.zeros(2, 3), [], [])
+
+
+@pytest.mark.parametrize("rows", ["slices", "indices that repeat"])
+def test_second_derivatives(rows):
+    """By nodes and edges, where sets of rows overlap; and by finite differences."""
+    torch.manual_seed(2)
+    layer, topology = GraphLayer(2, 1).double(), BlockEdges(1, 2, 2)
+    if rows == "slices":
+        wires = [Wires(topology, slice(0, 2), slice(1, 3)), Wires(topology, slice(1, 3), slice(0, 2))]
+    else:
+        wires = [Wires(topology, torch.tensor([2, 2]), torch.tensor([0, 1]))] * 2
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    edges = [torch.randn(1, 2, 2, 1, dtype=torch.float64, requires_grad=True) for _ in wires]
+
+    def answer(x: Tensor, *edges: Tensor) -> tuple[Tensor, ...]:
+        nodes, states = layer(x, edges, wires)
+        return nodes, *states
+
+    assert torch.autograd.gradcheck(answer, (x, *edges))
+    assert torch.autograd.gradgradcheck(answer, (x, *edges))

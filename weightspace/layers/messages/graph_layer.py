@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +33,10 @@ class Wires:
     receivers: slice | Tensor
     senders: slice | Tensor
 
-    def at(self, x: Tensor, rows: slice | Tensor) -> Tensor:
-        """States of one end, in the shape the topology takes."""
-        taken = x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
-        return taken.view(self.topology.matrices, -1, x.shape[-1]) if isinstance(self.topology, BlockEdges) else taken
+    def as_ends(self, taken: Tensor) -> Tensor:
+        """States of the rows of one end, in the shape the topology takes."""
+        t = self.topology
+        return taken.view(t.matrices, -1, taken.shape[-1]) if isinstance(t, BlockEdges) else taken
 
     def edge_index(self, num_nodes: int) -> Tensor:
         """Senders and receivers as PyG has them, in the order of the edges; shape ``(2, E)``."""
@@ -47,14 +49,60 @@ class Wires:
         receivers = receivers.view(t.matrices, t.receivers, 1).expand(shape)
         return torch.stack([senders.view(t.matrices, 1, t.senders).expand(shape), receivers]).flatten(1)
 
+    @cached_property
+    def degrees(self) -> tuple[Tensor, Tensor]:
+        """Numbers of edges at receivers and senders, shapes ``(*, 1)``."""
+        t = self.topology
+        if isinstance(t, BlockEdges):
+            return torch.full((t.matrices * t.receivers, 1), t.senders), torch.full(
+                (t.matrices * t.senders, 1), t.receivers
+            )
+        return (
+            torch.bincount(t.receiver, minlength=t.num_receivers)[:, None],
+            torch.bincount(t.sender, minlength=t.num_senders)[:, None],
+        )
+
+
+Rows = Sequence[slice | Tensor]
+
+
+class _Taken(torch.autograd.Function):
+    """Several sets of rows of one node tensor.
+
+    Torch differentiates every slice by a copy of the whole node tensor; so each of these two is the other's derivative.
+    """
+
     @staticmethod
-    def add(total: Tensor, rows: slice | Tensor, values: Tensor) -> None:
-        """Add values of one end into the node tensor, in place."""
-        flat = values.reshape(-1, values.shape[-1])
-        if isinstance(rows, slice):
-            total[rows].add_(flat)
-        else:
-            total.index_add_(0, rows, flat)
+    def forward(ctx: Any, x: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+        ctx.rows, ctx.nodes = rows, len(x)
+        return tuple(x[r] if isinstance(r, slice) else x.index_select(0, r) for r in rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _Joined.apply(ctx.nodes, ctx.rows, *gradients), None
+
+
+class _Joined(torch.autograd.Function):
+    """Values of several sets of rows added into one node tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, nodes: int, rows: Rows, *values: Tensor) -> Tensor:
+        ctx.rows = rows
+        total = values[0].new_zeros(nodes, values[0].shape[-1])
+        for r, value in zip(rows, values, strict=True):
+            _add(total, r, value)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *_Taken.apply(gradients[0], ctx.rows)
+
+
+def _add(total: Tensor, rows: slice | Tensor, values: Tensor) -> None:
+    if isinstance(rows, slice):
+        total[rows].add_(values)
+    else:
+        total.index_add_(0, rows, values)
 
 
 def sparse_wires(edge_index: Tensor, num_nodes: int) -> Wires:
@@ -129,35 +177,30 @@ class GraphLayer(nn.Module):
         """New states of nodes and edges, ``piece`` edges at a time.
 
         Raises:
-            ShapeError: another number of edge tensors than of wires.
+            ShapeError: another number of edge tensors than of wires, or none.
         """
-        if len(edges) != len(wires):
-            raise ShapeError(f"There must be one edge tensor per set of wires, {len(wires)} (got {len(edges)}).")
+        if len(edges) != len(wires) or not wires:
+            raise ShapeError(
+                f"There must be one edge tensor per set of wires, {len(wires) or 'and at least one'} (got {len(edges)})."
+            )
         of_source, of_target, of_edge = self.first.weight.split(self.sizes, dim=1)
         at_source, at_target = x @ of_source.T, torch.addmm(self.first.bias, x, of_target.T)
         parameters = (of_edge, self.second.weight, self.second.bias) if keep_edges else (of_edge,)
-        sums, counts, states = x.new_zeros(2, len(x), x.shape[1]), x.new_zeros(2, len(x), 1), []
-        for e, w in zip(edges, wires, strict=True):
-            ends = w.at(at_target, w.receivers), w.at(at_source, w.senders)
-            passed = edge_pass(EdgeMlp(), w.topology, e, *ends, parameters, to_senders=True, piece=piece)
+        receivers, senders = [w.receivers for w in wires], [w.senders for w in wires]
+        at_receivers, at_senders = _Taken.apply(at_target, receivers), _Taken.apply(at_source, senders)
+        sent: tuple[list[Tensor], list[Tensor]] = ([], [])
+        counts, states = x.new_zeros(2, len(x), 1), []
+        for e, w, i, j in zip(edges, wires, at_receivers, at_senders, strict=True):
+            passed = edge_pass(
+                EdgeMlp(), w.topology, e, w.as_ends(i), w.as_ends(j), parameters, to_senders=True, piece=piece
+            )
             assert passed.senders is not None
-            w.add(sums[0], w.receivers, passed.receivers["sum"])
-            w.add(sums[1], w.senders, passed.senders)
-            degrees = _degrees(w.topology, x)
-            w.add(counts[0], w.receivers, degrees[0])
-            w.add(counts[1], w.senders, degrees[1])
+            sent[0].append(passed.receivers["sum"].flatten(0, -2))
+            sent[1].append(passed.senders.flatten(0, -2))
+            for count, rows, degrees in zip(counts, (w.receivers, w.senders), w.degrees, strict=True):
+                _add(count, rows, degrees.to(count))
             states.append(passed.states)
+        sums = torch.stack([_Joined.apply(len(x), receivers, *sent[0]), _Joined.apply(len(x), senders, *sent[1])])
         means = self.second(sums / counts.clamp(min=1)) * (counts > 0)
         x = self.node(torch.cat([x, *means], dim=-1))
         return x, states if keep_edges else None
-
-
-def _degrees(topology: BlockEdges | SparseEdges, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of edges at receivers and senders."""
-    if isinstance(topology, BlockEdges):
-        rows, columns = (topology.matrices * topology.receivers, 1), (topology.matrices * topology.senders, 1)
-        return like.new_full(rows, topology.senders), like.new_full(columns, topology.receivers)
-    return (
-        torch.bincount(topology.receiver, minlength=topology.num_receivers).to(like)[:, None],
-        torch.bincount(topology.sender, minlength=topology.num_senders).to(like)[:, None],
-    )
