@@ -3,6 +3,7 @@
 from weightspace.graphs.message_passing.edge_mlp import EdgeMlp
 from weightspace.graphs.message_passing.edge_pass import Message, Passed, Pull, Sent, edge_pass
 from weightspace.graphs.message_passing.modulation import ModulatedMessage
+from weightspace.graphs.message_passing.parallel import parallel_edge_pass
 from weightspace.graphs.message_passing.reductions import by_head
 from weightspace.graphs.message_passing.topology import BlockEdges, SparseEdges, Topology
 
@@ -18,4 +19,5 @@ __all__ = [
     "Topology",
     "by_head",
     "edge_pass",
+    "parallel_edge_pass",
 ]

@@ -1,0 +1,117 @@
+"""One graph on several processes: each holds some of the edges, all hold the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from weightspace.errors import SpecError
+from weightspace.graphs.message_passing.edge_pass import Message, Passed, edge_pass
+from weightspace.graphs.message_passing.reductions import EXTREMA, by_head
+from weightspace.graphs.message_passing.topology import Topology
+
+__all__ = ["parallel_edge_pass"]
+
+
+def parallel_edge_pass(
+    message: Message,
+    topology: Topology,
+    edges: Tensor,
+    receivers: Tensor,
+    senders: Tensor,
+    parameters: Sequence[Tensor] = (),
+    *,
+    group: dist.ProcessGroup | None = None,
+    **options: Any,
+) -> Passed:
+    """:func:`edge_pass` of a graph whose edges are spread over processes.
+
+    Every process calls it with its own edges and the same nodes and parameters (a module's too), and gets the
+    reductions over the edges of all of them; new edge states stay where the edges are. Derivatives by nodes and
+    parameters are those by all edges, the same in every process where the loss is: no further averaging.
+
+    Args:
+        message: What an edge sends, and becomes.
+        topology: The edges of this process, between all nodes.
+        edges: Their states.
+        receivers: States of all receiving ends.
+        senders: Of all sending ends.
+        parameters: Further arguments of the message.
+        group: The processes; all by default.
+        **options: Of :func:`edge_pass`.
+
+    Raises:
+        SpecError: the processes were not started (``torch.distributed.init_process_group``).
+    """
+    if not dist.is_initialized():
+        raise SpecError("parallel_edge_pass needs processes (got none). Call torch.distributed.init_process_group.")
+    if isinstance(message, torch.nn.Module):
+        raise SpecError("parallel_edge_pass takes functions (got a module). Pass its parameters as 'parameters'.")
+    nodes = [_Shared.apply(x, group) for x in (receivers, senders, *parameters)]
+    passed = edge_pass(message, topology, edges, nodes[0], nodes[1], nodes[2:], **options)
+    found = dict(passed.receivers)
+    for how in ("sum", "square"):
+        if how in found:
+            found[how] = _Joined.apply(found[how], group)
+    for how in EXTREMA:
+        if how in found:
+            found[how] = _Extremum.apply(found[how], how == "max", group)
+    if "top" in found:
+        top = _Extremum.apply(found["top"].detach(), True, group)
+        shrink = torch.where(found["top"] == top, 1.0, (found["top"] - top).exp())
+        found["total"] = _Joined.apply(found["total"] * shrink, group)
+        found["weighted"] = _Joined.apply(by_head(shrink, found["weighted"]), group)
+        found["top"] = top
+    at_senders = None if passed.senders is None else _Joined.apply(passed.senders, group)
+    return Passed(passed.states, found, at_senders)
+
+
+class _Shared(torch.autograd.Function):
+    """What all processes hold: derivatives are summed over them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _sum(gradients[0], ctx.group), None
+
+
+class _Joined(torch.autograd.Function):
+    """The sum over the processes; what follows is the same in all of them, and so are its derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        return _sum(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _Extremum(torch.autograd.Function):
+    """The extremum over the processes; those that attain it share the derivative evenly."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, is_max: bool, group: dist.ProcessGroup | None) -> Tensor:
+        extreme = x.detach().clone()
+        dist.all_reduce(extreme, dist.ReduceOp.MAX if is_max else dist.ReduceOp.MIN, group)
+        is_mine = (x == extreme).to(x.dtype)
+        ctx.share = is_mine / _sum(is_mine, group)
+        return extreme
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0] * ctx.share, None, None
+
+
+def _sum(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
