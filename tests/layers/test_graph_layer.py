@@ -11,7 +11,6 @@ from torch_geometric.utils import scatter
 
 from weightspace.errors import ShapeError
 from weightspace.graphs import trace
-from weightspace.graphs.message_passing import BlockEdges
 from weightspace.graphs.message_passing import BlockEdges, SparseEdges
 from weightspace.layers import GraphLayer, Wires, block_wires, sparse_wires
 

@@ -181,7 +181,8 @@ class GraphLayer(nn.Module):
         """
         if len(edges) != len(wires) or not wires:
             raise ShapeError(
-                f"There must be one edge tensor per set of wires, {len(wires) or 'and at least one'} (got {len(edges)})."
+                "There must be one edge tensor per set of wires, "
+                f"{len(wires) or 'and at least one'} (got {len(edges)})."
             )
         of_source, of_target, of_edge = self.first.weight.split(self.sizes, dim=1)
         at_source, at_target = x @ of_source.T, torch.addmm(self.first.bias, x, of_target.T)
