@@ -239,6 +239,35 @@ def test_derivatives_of_both_orders(name, piece):
     assert torch.autograd.gradgradcheck(lambda *t: total_of(results(*t)), tensors)
 
 
+def test_torch_func_and_autocast_reach_the_message():
+    message, shapes = MESSAGES["mlp"]
+    tensors = [x.detach() for x in draw((3, 2, 4, 3, 4), (3, 2, 4, 4), (3, 2, 3, 4))]
+    parameters = [x.detach() for x in draw(*shapes)]
+
+    def loss(edges, receivers, senders):
+        passed = run(message, BlockEdges(2, 4, 3), edges, receivers, senders, parameters, to_senders=True, piece=5)
+        return total_of([passed.states, passed.receivers["sum"], passed.senders])
+
+    found = torch.vmap(torch.func.grad(loss, argnums=(0, 1, 2)))(*tensors)
+    for n in range(3):
+        leaves = [x[n].clone().requires_grad_() for x in tensors]
+        for a, b in zip(torch.autograd.grad(loss(*leaves), leaves), found, strict=True):
+            torch.testing.assert_close(b[n], a)
+    linear = nn.Linear(4, 4)
+    leaves = [x[0].float().requires_grad_() for x in tensors]
+    answers = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            ends = [linear(x) for x in leaves[1:]]  # short under autocast
+            floats = [p.float() for p in parameters]
+            passed = run(message, BlockEdges(2, 4, 3), leaves[0], *ends, floats, piece=5)
+            value = total_of([passed.states, passed.receivers["sum"]])
+        answers.append(torch.autograd.grad(value, leaves))
+    for a, b in zip(*answers, strict=True):
+        assert a.dtype == b.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
 def test_a_module_is_a_message():
     class Message(nn.Module):
         def __init__(self):

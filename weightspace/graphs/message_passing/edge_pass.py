@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.func import functional_call
 
 from weightspace.errors import SpecError
@@ -81,7 +82,7 @@ def edge_pass(
 
     The edges are gone through a few thousand at a time, so that what is computed on the way stays in the cache of a
     core; for backward only the arguments are kept, and the message is evaluated again. Derivatives of second order
-    are taken without pieces.
+    and those of ``torch.func`` are taken without pieces; under autocast all is computed in the longest type given.
 
     Args:
         message: What an edge sends, and becomes.
@@ -115,62 +116,39 @@ def edge_pass(
     """
     if unknown := set(to_receivers) - set(REDUCTIONS):
         raise SpecError(f"'to_receivers' may hold {REDUCTIONS} (got {sorted(unknown)}).")
-    for states in (edges, *more_edges):
-        topology.check(states, receivers, senders)
-    tensors = (edges, receivers, senders, *more_edges)
     if executor not in ("auto", "pieces", "kernels"):
         raise SpecError(f"'executor' must be 'auto', 'pieces' or 'kernels' (got '{executor}').")
-    if executor == "kernels" or (executor == "auto" and piece is None and takes(*tensors, *parameters)):
-        passed = _by_kernel(message, topology, tensors, parameters, tuple(to_receivers), to_senders)
+    for states in (edges, *more_edges):
+        topology.check(states, receivers, senders)
+    if isinstance(message, nn.Module):
+        message, parameters = _Functional(message), (*parameters, *message.parameters())
+    call = _Call(message, topology, tuple(to_receivers), to_senders, len(more_edges))
+    tensors = (edges, receivers, senders, *more_edges, *parameters)
+    if not torch.is_autocast_enabled(edges.device.type):
+        return _run(call, tensors, piece, executor)
+    # autocast does not reach the messages that are evaluated again in backward
+    longest = max((x.dtype for x in tensors), key=lambda dtype: torch.finfo(dtype).bits)
+    with torch.autocast(edges.device.type, enabled=False):
+        return _run(call, [x.to(longest) for x in tensors], piece, executor)
+
+
+def _run(call: _Call, tensors: Sequence[Tensor], piece: int | None, executor: Executor) -> Passed:
+    """The pass by a kernel, at once or in pieces."""
+    if executor == "kernels" or (executor == "auto" and piece is None and takes(*tensors)):
+        passed = call.kernel(tensors)
         if passed is not None:
             return passed
         if executor == "kernels":
             raise SpecError(
-                f"No kernel knows {message} with to_receivers={tuple(to_receivers)}, to_senders={to_senders} and "
-                f"{len(more_edges)} further edge states. Pass executor='pieces'."
+                f"No kernel knows {call.message} with to_receivers={call.to_receivers}, to_senders={call.to_senders} "
+                f"and {call.more_edges} further edge states. Pass executor='pieces'."
             )
-    count = _count(message, tensors) if piece is None else piece
-    if isinstance(message, nn.Module):
-        message, parameters = _Functional(message), (*parameters, *message.parameters())
-    call = _Call(message, topology, tuple(to_receivers), to_senders, len(more_edges))
-    tensors = (*tensors, *parameters)
-    if count == 0 or not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        return call.named(call.whole(tensors) if count == 0 else call.forward(tensors, count))
-    return call.named(_EdgePass.apply(call, count, *tensors))
-
-
-def _by_kernel(
-    message: Message,
-    topology: Topology,
-    tensors: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    to_receivers: tuple[str, ...],
-    to_senders: bool,
-) -> Passed | None:
-    """The pass as an operator of torch; ``None`` if there is none."""
-    kernel = getattr(message, "kernel", None)
-    if kernel is None or len(tensors) > 3:
-        return None
-    edges, receivers, senders = tensors
-    flat = [x.flatten(0, -2) for x in tensors]
-    passed = kernel(
-        topology.kernel_edges(edges.device), *flat, *parameters, to_receivers=to_receivers, to_senders=to_senders
-    )
-    if passed is None:
-        return None
-    return Passed(
-        None if passed.states is None else passed.states.view(*edges.shape[:-1], -1),
-        {name: x.view(*receivers.shape[:-1], -1) for name, x in passed.receivers.items()},
-        None if passed.senders is None else passed.senders.view(*senders.shape[:-1], -1),
-    )
-
-
-def _count(message: Message, tensors: Sequence[Tensor]) -> int:
-    """Edges at a time that fit the cache; 0 if these are all."""
-    edges = tensors[0]
-    numbers = _PIECE_NUMBERS.get(edges.device.type, _PIECE_NUMBERS_ELSEWHERE)
-    count = max(1, numbers // max(getattr(message, "numbers", 1), *(x.shape[-1] for x in tensors)))
-    return 0 if edges.shape[:-1].numel() <= count else count
+    count = call.count(tensors) if piece is None else piece
+    if count == 0 or peek_interpreter_stack() is not None:  # torch.func differentiates plain operations only
+        return call.named(call.whole(tensors))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return call.named(_EdgePass.apply(call, count, *tensors))
+    return call.named(call.forward(tensors, count))
 
 
 class _Functional:
@@ -203,6 +181,31 @@ class _Call:
         found = dict(zip(self.names(), results, strict=True))
         states, at_senders = found.pop("states"), found.pop("senders")
         return Passed(states, {name: x for name, x in found.items() if x is not None}, at_senders)
+
+    def count(self, tensors: Sequence[Tensor]) -> int:
+        """Edges at a time that fit the cache; 0 if these are all."""
+        edges = tensors[0]
+        numbers = _PIECE_NUMBERS.get(edges.device.type, _PIECE_NUMBERS_ELSEWHERE)
+        widest = max(getattr(self.message, "numbers", 1), *(x.shape[-1] for x in tensors[: 3 + self.more_edges]))
+        count = max(1, numbers // widest)
+        return 0 if edges.shape[:-1].numel() <= count else count
+
+    def kernel(self, tensors: Sequence[Tensor]) -> Passed | None:
+        """The pass as an operator of torch; ``None`` if there is none."""
+        kernel = getattr(self.message, "kernel", None)
+        if kernel is None or self.more_edges:
+            return None
+        edges, receivers, senders, *parameters = tensors
+        flat = [x.flatten(0, -2) for x in (edges, receivers, senders)]
+        lists = self.topology.kernel_edges(edges.device)
+        passed = kernel(lists, *flat, *parameters, to_receivers=self.to_receivers, to_senders=self.to_senders)
+        if passed is None:
+            return None
+        return Passed(
+            None if passed.states is None else passed.states.view(*edges.shape[:-1], -1),
+            {name: x.view(*receivers.shape[:-1], -1) for name, x in passed.receivers.items()},
+            None if passed.senders is None else passed.senders.view(*senders.shape[:-1], -1),
+        )
 
     def at(self, piece: Piece, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Arguments of the message on a piece."""
