@@ -21,7 +21,7 @@ def run(capsys):
 @pytest.mark.parametrize(
     "words",
     [[], ["demo"], ["graph"], ["train"], ["evaluate"], ["zoo"], ["zoo", "build"], ["zoo", "info"], ["zoo", "verify"],
-     ["zoo", "build", "digits-inr"]],
+     ["zoo", "build", "digits-inr"], ["bench"]],
     ids=" ".join,
 )  # fmt: skip
 def test_every_word_has_help(run, words):

@@ -31,6 +31,7 @@ app.command(f"{_HERE}.demo:demo", name="demo", help="Build a zoo of digit INRs, 
 app.command(f"{_HERE}.graph:graph", name="graph", help="Trace a module: its groups, its symmetries, its drawing.")
 app.command(f"{_HERE}.train:train", name="train", help="Train a metanetwork on a zoo, score it on unseen images.")
 app.command(f"{_HERE}.train:evaluate", name="evaluate", help="Score a trained metanetwork on a split of a zoo.")
+app.command(f"{_HERE}.bench:bench", name="bench", help="Step time, memory and best batch size on a zoo.")
 zoo.command(f"{_HERE}.build_zoo:build", name="build", help="Train the networks of a recipe; resumes where it stopped.")
 zoo.command(f"{_HERE}.check_zoo:info", name="info", help="What is in a zoo.")
 zoo.command(f"{_HERE}.check_zoo:verify", name="verify", help="Whether a zoo is complete and unaltered.")
