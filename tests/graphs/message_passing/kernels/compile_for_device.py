@@ -18,6 +18,7 @@ from weightspace.graphs.message_passing.kernels.film_pass import FilmParameters
 from weightspace.graphs.message_passing.kernels.film_pass_triton import film_backward, film_forward
 from weightspace.graphs.message_passing.kernels.operator_triton import operator_backward, operator_forward
 from weightspace.graphs.message_passing.kernels.segment_reduce_triton import reduce_backward, reduce_forward
+from weightspace.graphs.message_passing.kernels.segment_softmax_triton import softmax_backward, softmax_forward
 
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}
 
@@ -72,6 +73,16 @@ def operators(positions, heads, hidden, depth, dtype):
     operator_backward(*operator_forward(*inputs), *inputs)
 
 
+def softmaxes(edges, heads, depth, dtype):
+    scores, values = (
+        torch.randn(edges.num_edges, heads).to(dtype),
+        torch.randn(edges.num_edges, heads * depth).to(dtype),
+    )
+    for lists in (edges.rows, edges.columns):
+        top, total, weighted = softmax_forward(scores, values, lists)
+        softmax_backward(total, weighted, scores, values, top, lists)
+
+
 def main():
     """A few sizes; with ``--all`` the widths that models use, in both types, on rectangles and on lists (minutes)."""
     JITFunction.run = compile_only
@@ -82,6 +93,7 @@ def main():
         reduce_backward(out, values, arg, hub.columns, reduce)
     edge_networks(rectangles, 64, 64, torch.bfloat16)
     films(hub, 16, 32, torch.float32)
+    softmaxes(hub, 3, 12, torch.bfloat16)
     operators(1, 8, 32, 8, torch.float32)
     if "--all" in sys.argv:
         for channels, hidden in [(1, 32), (64, 64), (128, 128), (200, 256)]:
@@ -89,6 +101,9 @@ def main():
                 for edges in (rectangles, hub):
                     edge_networks(edges, channels, hidden, dtype)
                     films(edges, channels, hidden, dtype)
+        for heads, depth in [(1, 1), (4, 16), (8, 32), (1, 256)]:
+            for dtype in (torch.float32, torch.bfloat16):
+                softmaxes(rectangles, heads, depth, dtype)
         for sizes in [(9, 16, 32, 16), (49, 8, 64, 32)]:
             operators(*sizes, torch.bfloat16)
             operators(*sizes, torch.float32)

@@ -27,6 +27,7 @@ def test_every_kernel_compiles_and_fits(tmp_path):
     kernels = [json.loads(line) for line in result.stdout.splitlines()]
     assert {k["kernel"].split(".")[0] for k in kernels} == {
         "segment_reduce_triton",
+        "segment_softmax_triton",
         "message_triton",
         "operator_triton",
     }

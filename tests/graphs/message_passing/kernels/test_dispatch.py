@@ -14,10 +14,11 @@ from weightspace.graphs.message_passing.kernels import (
     film_pass,
     operator_pass,
     segment_reduce,
+    segment_softmax,
 )
 from weightspace.graphs.message_passing.kernels.available import takes
 
-MODULES = ("edge_pass", "film_pass", "operator_pass", "segment_reduce")
+MODULES = ("edge_pass", "film_pass", "operator_pass", "segment_reduce", "segment_softmax")
 
 
 def run_edges(edges, drawn):
@@ -42,7 +43,11 @@ def run_operators(edges, drawn):
     return operator_pass(*[drawn(*shape) for shape in shapes])
 
 
-RUNS = [run_edges, run_films, run_segments, run_operators]
+def run_softmax(edges, drawn):
+    return segment_softmax(drawn(edges.num_edges, 2), drawn(edges.num_edges, 6), edges.columns)[1:]
+
+
+RUNS = [run_edges, run_films, run_segments, run_softmax, run_operators]
 
 
 def values_and_gradients(run, edges, dtype=torch.float32, device="cpu"):
@@ -106,7 +111,7 @@ assert segment_reduce(torch.ones(6, 1), edges.rows)[0].tolist() == [[3.0], [3.0]
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("run", RUNS[:3])
+@pytest.mark.parametrize("run", RUNS[:4])
 @pytest.mark.parametrize("shape", [(4, 500, 500), (1, 3, 10**6), (10**5, 4, 3)], ids=["even", "hubs", "short rows"])
 def test_a_million_edges_on_the_device(run, shape):
     on_host = KernelEdges.of_rectangles(*shape)

@@ -5,6 +5,7 @@ from weightspace.graphs.message_passing.kernels.edge_pass import edge_pass
 from weightspace.graphs.message_passing.kernels.film_pass import FilmParameters, film_pass, product_pass
 from weightspace.graphs.message_passing.kernels.operator_pass import operator_pass
 from weightspace.graphs.message_passing.kernels.segment_reduce import segment_reduce
+from weightspace.graphs.message_passing.kernels.segment_softmax import segment_softmax
 
 __all__ = [
     "EdgeLists",
@@ -15,4 +16,5 @@ __all__ = [
     "operator_pass",
     "product_pass",
     "segment_reduce",
+    "segment_softmax",
 ]

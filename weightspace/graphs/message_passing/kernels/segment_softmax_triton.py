@@ -1,0 +1,198 @@
+"""Kernels of the softmax over the edges of every node: one walk forward, one backward, no reduction between them."""
+# pyright: reportInvalidTypeForm=false
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists
+from weightspace.graphs.message_passing.kernels.language import on_device, piece_of, places, tile, tl, triton
+from weightspace.graphs.message_passing.kernels.segment_reduce_triton import SPAN, walk
+
+__all__ = ["softmax_backward", "softmax_forward"]
+
+
+@triton.jit
+def _weight(score, top):
+    """``exp(score - top)``, and 0 of what is left out, where ``top`` may be no number to subtract."""
+    return tl.exp(score - tl.where(score == float("-inf"), 0.0, top))
+
+
+@triton.jit
+def _take(top, total, weighted, score, count, value):
+    """Running softmax of every lane after one more value of weight ``count exp(score)``; shapes ``(E, H[, D])``."""
+    now = tl.maximum(top, score)
+    shrink = _weight(top, now)
+    weight = _weight(score, now)
+    total = total * shrink + weight * count
+    return now, total, weighted * shrink[:, :, None] + weight[:, :, None] * value
+
+
+@triton.jit
+def _start(BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Nothing taken yet."""
+    top = tl.full((BLOCK_E, BLOCK_H), float("-inf"), tl.float32)
+    return top, tl.zeros((BLOCK_E, BLOCK_H), tl.float32), tl.zeros((BLOCK_E, BLOCK_H, BLOCK_D), tl.float32)
+
+
+@triton.jit
+def _store(
+    top_ptr, total_ptr, weighted_ptr, slot, top, total, weighted, h, d, HEADS: tl.constexpr, DEPTH: tl.constexpr
+):
+    """Bring the lanes of a program together and write them."""
+    highest = tl.max(top, axis=0)
+    shrink = _weight(top, highest[None, :])
+    has_h = h < HEADS
+    at = slot * HEADS + h
+    if tl.program_id(2) == 0:  # once for all channels
+        tl.store(top_ptr + at, highest, mask=has_h)
+        tl.store(total_ptr + at, tl.sum(total * shrink, axis=0), mask=has_h)
+    mask = has_h[:, None] & (d < DEPTH)[None, :]
+    tl.store(weighted_ptr + at[:, None] * DEPTH + d[None, :], tl.sum(weighted * shrink[:, :, None], axis=0), mask=mask)
+
+
+@triton.jit
+def _forward(
+    scores_ptr, values_ptr, top_ptr, total_ptr, weighted_ptr,
+    start_ptr, end_ptr, row_ptr, slot_ptr, order_ptr, other_ptr,
+    num_pieces, num_owners, LENGTH, PIECE, OWNERS, STEP_OWNER, STEP_OTHER,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr, ORDERED: tl.constexpr, SPAN: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    for n in range(SPAN):
+        p = tl.program_id(0) * SPAN + n
+        if p < num_pieces:
+            start, end, row, slot = piece_of(
+                p, start_ptr, end_ptr, row_ptr, slot_ptr, num_owners, LENGTH, PIECE, BLOCKS
+            )
+            top, total, weighted = _start(BLOCK_E, BLOCK_H, BLOCK_D)
+            for k0 in range(start, end, BLOCK_E):
+                k = k0 + tl.arange(0, BLOCK_E)
+                valid = k < end
+                edge, other = places(
+                    k, valid, row, order_ptr, other_ptr, LENGTH, OWNERS, STEP_OWNER, STEP_OTHER, BLOCKS, ORDERED, False
+                )
+                at = edge[:, None] * HEADS + h[None, :]
+                mask = valid[:, None] & (h < HEADS)[None, :]
+                score = tl.load(scores_ptr + at, mask=mask, other=float("-inf")).to(tl.float32)
+                in_values = mask[:, :, None] & (d < DEPTH)[None, None, :]
+                value = tl.load(values_ptr + at[:, :, None] * DEPTH + d[None, None, :], mask=in_values, other=0.0)
+                top, total, weighted = _take(top, total, weighted, score, 1.0, value.to(tl.float32))
+            _store(top_ptr, total_ptr, weighted_ptr, slot, top, total, weighted, h, d, HEADS, DEPTH)
+
+
+@triton.jit
+def _join(
+    top_ptr, total_ptr, weighted_ptr, hub_ptr, parts_ptr,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    end = tl.load(parts_ptr + n + 1)
+    top, total, weighted = _start(BLOCK_E, BLOCK_H, BLOCK_D)
+    for k0 in range(tl.load(parts_ptr + n), end, BLOCK_E):
+        k = (k0 + tl.arange(0, BLOCK_E)).to(tl.int64)
+        at = k[:, None] * HEADS + h[None, :]
+        mask = (k < end)[:, None] & (h < HEADS)[None, :]
+        score = tl.load(top_ptr + at, mask=mask, other=float("-inf"))
+        count = tl.load(total_ptr + at, mask=mask, other=0.0)
+        in_values = mask[:, :, None] & (d < DEPTH)[None, None, :]
+        value = tl.load(weighted_ptr + at[:, :, None] * DEPTH + d[None, None, :], mask=in_values, other=0.0)
+        top, total, weighted = _take(top, total, weighted, score, count, value)
+    row = tl.load(hub_ptr + n).to(tl.int64)
+    _store(top_ptr, total_ptr, weighted_ptr, row, top, total, weighted, h, d, HEADS, DEPTH)
+
+
+@triton.jit
+def _backward(
+    g_total_ptr, g_weighted_ptr, scores_ptr, values_ptr, top_ptr, d_scores_ptr, d_values_ptr,
+    start_ptr, end_ptr, row_ptr, slot_ptr, order_ptr, other_ptr,
+    num_pieces, num_owners, LENGTH, PIECE, OWNERS, STEP_OWNER, STEP_OTHER,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr, ORDERED: tl.constexpr, SPAN: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    has_h = h < HEADS
+    for n in range(SPAN):
+        p = tl.program_id(0) * SPAN + n
+        if p < num_pieces:
+            start, end, row, slot = piece_of(
+                p, start_ptr, end_ptr, row_ptr, slot_ptr, num_owners, LENGTH, PIECE, BLOCKS
+            )
+            own = row * HEADS + h
+            top = tl.load(top_ptr + own, mask=has_h, other=0.0).to(tl.float32)
+            g_total = tl.load(g_total_ptr + own, mask=has_h, other=0.0).to(tl.float32)
+            for k0 in range(start, end, BLOCK_E):
+                k = k0 + tl.arange(0, BLOCK_E)
+                valid = k < end
+                edge, other = places(
+                    k, valid, row, order_ptr, other_ptr, LENGTH, OWNERS, STEP_OWNER, STEP_OTHER, BLOCKS, ORDERED, False
+                )
+                at = edge[:, None] * HEADS + h[None, :]
+                mask = valid[:, None] & has_h[None, :]
+                score = tl.load(scores_ptr + at, mask=mask, other=float("-inf")).to(tl.float32)
+                weight = _weight(score, top[None, :])
+                reached = tl.zeros((BLOCK_E, BLOCK_H), tl.float32) + g_total[None, :]
+                for d0 in tl.static_range(0, DEPTH, BLOCK_D):
+                    d = d0 + tl.arange(0, BLOCK_D)
+                    has_d = d < DEPTH
+                    to = own[:, None] * DEPTH + d[None, :]
+                    g = tl.load(g_weighted_ptr + to, mask=has_h[:, None] & has_d[None, :], other=0.0).to(tl.float32)
+                    place = at[:, :, None] * DEPTH + d[None, None, :]
+                    in_values = mask[:, :, None] & has_d[None, None, :]
+                    value = tl.load(values_ptr + place, mask=in_values, other=0.0).to(tl.float32)
+                    reached += tl.sum(value * g[None, :, :], axis=2)
+                    d_value = weight[:, :, None] * g[None, :, :]
+                    tl.store(d_values_ptr + place, d_value.to(d_values_ptr.dtype.element_ty), mask=in_values)
+                tl.store(d_scores_ptr + at, (weight * reached).to(d_scores_ptr.dtype.element_ty), mask=mask)
+
+
+def _tiles(heads: int, depth: int) -> dict[str, int]:
+    """Channels of a few whole heads, or of a part of one."""
+    block_d = tile(depth, least=1)
+    block_h = tile(heads, 128 // block_d, least=1)
+    return {"HEADS": heads, "DEPTH": depth, "BLOCK_H": block_h, "BLOCK_D": block_d}
+
+
+def _options(lists: EdgeLists, tiles: dict[str, int]) -> dict[str, Any]:
+    switches = {"BLOCKS": lists.rectangle is not None, "ORDERED": len(lists.order) > 0}
+    return {**tiles, **switches, "SPAN": SPAN, "BLOCK_E": max(16, 2048 // (tiles["BLOCK_H"] * tiles["BLOCK_D"]))}
+
+
+def softmax_forward(scores: Tensor, values: Tensor, lists: EdgeLists) -> tuple[Tensor, Tensor, Tensor]:
+    """Maxima, sums of weights and of weighted values at every node."""
+    scores, values, heads = scores.contiguous(), values.contiguous(), scores.shape[1]
+    depth, rows = values.shape[1] // heads, lists.num_owners + lists.parts
+    top, total = (scores.new_empty(rows, heads, dtype=torch.float32) for _ in range(2))
+    weighted = values.new_empty(rows, heads * depth, dtype=torch.float32)
+    tiles = _tiles(heads, depth)
+    grid = triton.cdiv(heads, tiles["BLOCK_H"]), max(1, triton.cdiv(depth, tiles["BLOCK_D"]))
+    with on_device(values):
+        if lists.count:
+            _forward[(triton.cdiv(lists.count, SPAN), *grid)](
+                scores, values, top, total, weighted, *walk(lists), **_options(lists, tiles)
+            )
+        if len(lists.hub):
+            _join[(len(lists.hub), *grid)](top, total, weighted, lists.hub, lists.hub_ptr, **tiles, BLOCK_E=16)
+    nodes = lists.num_owners
+    return top[:nodes].to(scores.dtype), total[:nodes].to(scores.dtype), weighted[:nodes].to(values.dtype)
+
+
+def softmax_backward(
+    g_total: Tensor, g_weighted: Tensor, scores: Tensor, values: Tensor, top: Tensor, lists: EdgeLists
+) -> tuple[Tensor, Tensor]:
+    """Gradients of scores and values, the maxima held fixed."""
+    inputs = [x.contiguous() for x in (g_total, g_weighted, scores, values, top)]
+    heads = scores.shape[1]
+    d_scores, d_values = torch.empty_like(inputs[2]), torch.empty_like(inputs[3])
+    tiles = _tiles(heads, values.shape[1] // heads)
+    if lists.count:
+        with on_device(values):
+            _backward[(triton.cdiv(lists.count, SPAN), triton.cdiv(heads, tiles["BLOCK_H"]))](
+                *inputs, d_scores, d_values, *walk(lists), **_options(lists, tiles)
+            )
+    return d_scores, d_values
