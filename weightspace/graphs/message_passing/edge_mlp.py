@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 
 from weightspace.graphs.message_passing import kernels
@@ -51,7 +52,9 @@ class EdgeMlp:
         return Sent(hidden, state + edges if self.residual else state)
 
     def _before(self, edges: Tensor, receivers: Tensor, senders: Tensor, weight: Tensor) -> Tensor:
-        hidden = (edges.reshape(-1, edges.shape[-1]) @ weight.T).view(*edges.shape[:-1], -1)
+        hidden = (edges.flatten(0, -2) @ weight.T).view(*edges.shape[:-1], len(weight))
+        if peek_interpreter_stack() is not None:  # vmap may see more ends than edges
+            return hidden + receivers + senders
         return hidden.add_(receivers).add_(senders)
 
     def pull(
@@ -61,12 +64,12 @@ class EdgeMlp:
         weight, state = parameters[0], pull.state
         before = self._before(edges, receivers, senders, weight)
         hidden = F.silu(before) if self.activation == "silu" else F.relu(before)
-        flat, on_readout = hidden.view(-1, hidden.shape[-1]), []
+        flat, on_readout = hidden.flatten(0, -2), []
         if len(parameters) > 1:
             if state is None:
                 on_readout, gradient = [None, None], torch.zeros_like(hidden)
             else:
-                on_state = state.reshape(-1, state.shape[-1])
+                on_state = state.flatten(0, -2)
                 on_readout = [on_state.T @ flat, on_state.sum(0)]
                 gradient = (on_state @ parameters[1]).view(hidden.shape)
         else:
@@ -82,7 +85,7 @@ class EdgeMlp:
             on_edges = (rows @ weight).view(edges.shape)
             if self.residual and state is not None:
                 on_edges += state
-        return [on_edges, gradient, gradient, rows.T @ edges.reshape(-1, edges.shape[-1]), *on_readout]
+        return [on_edges, gradient, gradient, rows.T @ edges.flatten(0, -2), *on_readout]
 
     def kernel(
         self,

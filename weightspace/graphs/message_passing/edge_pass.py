@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -127,9 +127,9 @@ def edge_pass(
     if not torch.is_autocast_enabled(edges.device.type):
         return _run(call, tensors, piece, executor)
     # autocast does not reach the messages that are evaluated again in backward
-    longest = max((x.dtype for x in tensors), key=lambda dtype: torch.finfo(dtype).bits)
+    longest = max((x.dtype for x in tensors if x.is_floating_point()), key=lambda dtype: torch.finfo(dtype).bits)
     with torch.autocast(edges.device.type, enabled=False):
-        return _run(call, [x.to(longest) for x in tensors], piece, executor)
+        return _run(call, [x.to(longest) if x.is_floating_point() else x for x in tensors], piece, executor)
 
 
 def _run(call: _Call, tensors: Sequence[Tensor], piece: int | None, executor: Executor) -> Passed:
@@ -156,6 +156,9 @@ class _Functional:
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.names = module, [name for name, _ in module.named_parameters()]
+        for name in ("numbers", "pull", "kernel"):
+            if hasattr(module, name):
+                setattr(self, name, getattr(module, name))
 
     def __call__(self, *arguments: Tensor) -> Sent:
         places = len(arguments) - len(self.names)
@@ -283,10 +286,24 @@ class _Call:
         leaves = [x.detach().requires_grad_(need) for x, need in zip(arguments, needed, strict=True)]
         with torch.enable_grad():
             sent = self.message(*leaves)
-        outputs = [(x, g) for x, g in zip(sent, pull(sent), strict=True) if x is not None and g is not None]
-        inputs = [x for x in leaves if x.requires_grad]
-        made = iter(torch.autograd.grad([x for x, _ in outputs], inputs, [g for _, g in outputs], allow_unused=True))
-        return [next(made) if x.requires_grad else None for x in leaves]
+        return _gradients(zip(sent, pull(sent), strict=True), leaves, needed)
+
+
+def _gradients(
+    outputs: Iterable[tuple[Tensor | None, Tensor | None]],
+    inputs: Sequence[Tensor],
+    needed: Sequence[bool],
+    *,
+    create_graph: bool = False,
+) -> list[Tensor | None]:
+    """Derivatives by the inputs that need one; outputs may depend on none of them."""
+    pairs = [(x, g) for x, g in outputs if x is not None and g is not None and x.requires_grad]
+    if not pairs:
+        return [None] * len(inputs)
+    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+    values, gradients = zip(*pairs, strict=True)
+    made = iter(torch.autograd.grad(values, wanted, gradients, create_graph=create_graph, allow_unused=True))
+    return [next(made) if need else None for need in needed]
 
 
 @torch.no_grad()
@@ -364,6 +381,7 @@ class _EdgePass(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, count: int, *tensors: Tensor) -> tuple[Tensor | None, ...]:
         results = call.forward(tensors, count)
         ctx.call, ctx.count, ctx.number = call, count, len(tensors)
+        ctx.set_materialize_grads(False)  # no zeros for states that nobody reads
         names = call.names()
         ctx.kept = [n for n, x in zip(names, results, strict=True) if n in (*EXTREMA, "top") and x is not None]
         kept = dict(zip(names, results, strict=True))
@@ -379,8 +397,6 @@ class _EdgePass(torch.autograd.Function):
         on = {n: g for n, g in zip(call.names(), gradients, strict=True) if g is not None and n != "top"}
         if torch.is_grad_enabled():  # somebody wants derivatives of second order
             results = dict(zip(call.names(), call.whole(tensors), strict=True))
-            inputs = [x for x, need in zip(tensors, needed, strict=True) if need]
-            outputs = [results[n] for n in on]
-            made = iter(torch.autograd.grad(outputs, inputs, list(on.values()), create_graph=True, allow_unused=True))
-            return None, None, *(next(made) if need else None for need in needed)
+            outputs = [(results[n], gradient) for n, gradient in on.items()]
+            return None, None, *_gradients(outputs, tensors, needed, create_graph=True)
         return None, None, *call.backward(tensors, needed, kept, on, ctx.count)

@@ -35,8 +35,8 @@ class ModulatedMessage:
 
     @staticmethod
     def _modulation(edges: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        both = torch.addmm(bias, edges.reshape(-1, edges.shape[-1]), weight.T)
-        scale, shift = both.view(*edges.shape[:-1], -1).chunk(2, dim=-1)
+        both = torch.addmm(bias, edges.flatten(0, -2), weight.T)
+        scale, shift = both.view(*edges.shape[:-1], len(bias)).chunk(2, dim=-1)
         return scale, shift
 
     def pull(
@@ -47,10 +47,10 @@ class ModulatedMessage:
         ends = receivers + senders
         message = torch.addcmul(shift, scale, ends)
         on_shift = pull.add_to(torch.zeros_like(message), message)
-        rows = torch.cat([on_shift * ends, on_shift], dim=-1).view(-1, len(parameters[1]))
+        rows = torch.cat([on_shift * ends, on_shift], dim=-1).flatten(0, -2)
         on_ends = on_shift.mul_(scale)
         on_edges = (rows @ parameters[0]).view(edges.shape) if needed[0] else None
-        return [on_edges, on_ends, on_ends, rows.T @ edges.reshape(-1, edges.shape[-1]), rows.sum(0)]
+        return [on_edges, on_ends, on_ends, rows.T @ edges.flatten(0, -2), rows.sum(0)]
 
     def kernel(
         self,

@@ -30,12 +30,12 @@ def parallel_edge_pass(
 ) -> Passed:
     """:func:`edge_pass` of a graph whose edges are spread over processes.
 
-    Every process calls it with its own edges and the same nodes and parameters (a module's too), and gets the
-    reductions over the edges of all of them; new edge states stay where the edges are. Derivatives by nodes and
-    parameters are those by all edges, the same in every process where the loss is: no further averaging.
+    Every process calls it with its own edges and the same nodes and parameters, and gets the reductions over the edges
+    of all of them; new edge states stay where the edges are. Derivatives by nodes and parameters are those by all
+    edges, the same in every process where the loss is: no further averaging.
 
     Args:
-        message: What an edge sends, and becomes.
+        message: What an edge sends, and becomes; a function.
         topology: The edges of this process, between all nodes.
         edges: Their states.
         receivers: States of all receiving ends.
@@ -45,12 +45,13 @@ def parallel_edge_pass(
         **options: Of :func:`edge_pass`.
 
     Raises:
-        SpecError: the processes were not started (``torch.distributed.init_process_group``).
+        SpecError: the processes were not started (``torch.distributed.init_process_group``), or the message is a
+            module, whose parameters would be shared by no one.
     """
-    if not dist.is_initialized():
-        raise SpecError("parallel_edge_pass needs processes (got none). Call torch.distributed.init_process_group.")
     if isinstance(message, torch.nn.Module):
         raise SpecError("parallel_edge_pass takes functions (got a module). Pass its parameters as 'parameters'.")
+    if not dist.is_initialized():
+        raise SpecError("parallel_edge_pass needs processes (got none). Call torch.distributed.init_process_group.")
     nodes = [_Shared.apply(x, group) for x in (receivers, senders, *parameters)]
     passed = edge_pass(message, topology, edges, nodes[0], nodes[1], nodes[2:], **options)
     found = dict(passed.receivers)

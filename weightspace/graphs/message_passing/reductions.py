@@ -49,17 +49,19 @@ class Reduced:
 
     def _add_softmax(self, piece: Piece, value: Tensor, score: Tensor) -> None:
         top, total = self._of("top", score, -torch.inf), self._of("total", score, 0.0)
-        weighted = self._of("weighted", value, 0.0)
         if not value.numel():
+            self._of("weighted", value, 0.0)
             return
         before = top.clone()
         piece.extreme_to_receivers(top, score.detach(), "amax")
         shrink = torch.where(top == before, 1.0, (before - top).exp())
+        weight = (score - piece.receivers(top)).exp()
+        sent = by_head(weight, value)
+        weighted = self._of("weighted", sent, 0.0)
         total.mul_(shrink)
         weighted.unflatten(-1, (score.shape[-1], -1)).mul_(shrink.unsqueeze(-1))
-        weight = (score - piece.receivers(top)).exp()
         piece.add_to_receivers(total, weight)
-        piece.add_to_receivers(weighted, by_head(weight, value))
+        piece.add_to_receivers(weighted, sent)
 
     def _of(self, name: str, like: Tensor, start: float) -> Tensor:
         if name not in self.values:

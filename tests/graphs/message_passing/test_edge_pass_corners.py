@@ -1,0 +1,167 @@
+"""Passes whose results depend on few arguments, and whose arguments are empty, whole numbers or batched by vmap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from weightspace.errors import SpecError
+from weightspace.graphs.message_passing import (
+    BlockEdges,
+    EdgeMlp,
+    ModulatedMessage,
+    Sent,
+    SparseEdges,
+    edge_pass,
+    parallel_edge_pass,
+)
+
+BLOCKS = BlockEdges(2, 3, 4)
+PIECES = (0, 3, 5)
+
+
+def run(*args: Any, **kwargs: Any) -> Any:
+    return edge_pass(*args, **kwargs)
+
+
+def draw(*shapes: tuple[int, ...]) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(*s, generator=generator, dtype=torch.float64) for s in shapes]
+
+
+def tensors_of(channels: int = 4) -> Any:
+    return draw((2, 3, 4, channels), (2, 3, channels), (2, 4, channels))
+
+
+def constant_state(edges, receivers, senders):
+    return Sent(edges * senders * senders, edges + 1)
+
+
+def constant_value(edges, receivers, senders):
+    return Sent(edges, edges + senders * senders)
+
+
+def constant_score(edges, receivers, senders):
+    return Sent(edges * senders * senders, None, edges[..., :2])
+
+
+@pytest.mark.parametrize(
+    ("message", "reduction"), [(constant_state, "sum"), (constant_value, "sum"), (constant_score, "softmax")]
+)
+def test_results_that_depend_on_no_leaf(message, reduction):
+    """Derivatives of both orders are those of the others."""
+    edges, receivers, senders = tensors_of()
+    senders.requires_grad_()
+    found = []
+    for piece in PIECES:
+        passed = run(message, BLOCKS, edges, receivers, senders, to_receivers=[reduction], piece=piece)
+        parts = [x for x in (passed.states, *passed.receivers.values()) if x is not None]
+        (first,) = torch.autograd.grad(torch.cat([x.sin().flatten() for x in parts]).sum(), senders, create_graph=True)
+        assert first.any()
+        found.append((first, *torch.autograd.grad(first.sin().sum(), senders)))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+def test_states_that_nobody_reads_cost_no_derivative():
+    """Backward gets no zeros in their place: the message's own derivative is told that there is none."""
+
+    class Watched(EdgeMlp):
+        def pull(self, pull, needed, *arguments):
+            seen.append(pull.state)
+            return super().pull(pull, needed, *arguments)
+
+    edges, receivers, senders = tensors_of()
+    parameters = [x.requires_grad_() for x in draw((4, 4), (4, 4), (4,))]
+    found, seen = [], []
+    for piece in PIECES:
+        passed = run(Watched(), BLOCKS, edges, receivers, senders, parameters, piece=piece)
+        found.append(torch.autograd.grad(passed.receivers["sum"].sin().sum(), parameters[:1]))
+    assert seen
+    assert all(state is None for state in seen)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+def test_a_module_says_its_numbers():
+    class Message(nn.Module):
+        numbers = 2**30
+
+        def forward(self, edges, receivers, senders):
+            counts.append(edges.shape[:-1].numel())
+            return Sent(edges * senders)
+
+    counts = []
+    run(Message(), BLOCKS, *tensors_of())
+    assert counts == [4] * 6  # a row at a time, not all 24 edges
+
+
+def test_whole_numbers_of_edges_pass_autocast():
+    edges, receivers, senders = (x.float() for x in tensors_of())
+    kinds = torch.arange(24).view(2, 3, 4, 1) % 3
+
+    def message(edges, receivers, senders, kinds):
+        return Sent(edges * kinds.eq(1))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        passed = run(message, BLOCKS, edges, receivers, senders, more_edges=[kinds], piece=3)
+    torch.testing.assert_close(passed.receivers["sum"], (edges * (kinds == 1)).sum(2))
+
+
+@pytest.mark.parametrize("argument", [0, 1, 2])
+def test_vmap_over_one_argument(argument):
+    def answer(edges, receivers, senders):
+        mlp = run(EdgeMlp(), BLOCKS, edges, receivers, senders, [weight], to_receivers=["max"], to_senders=True)
+        attend = run(
+            lambda e, i, j: Sent((j, e, e)[argument], None, i * j + e), BLOCKS, edges, receivers, senders,
+            to_receivers=["softmax"],
+        ).receivers  # fmt: skip
+        return mlp.receivers["max"], mlp.senders, attend["weighted"] / attend["total"]
+
+    (weight,) = draw((4, 4))
+    tensors = tensors_of()
+    batch = torch.stack([tensors[argument] * n for n in range(3)])
+    places = [0 if n == argument else None for n in range(3)]
+    found = torch.vmap(answer, tuple(places))(*(batch if n == argument else x for n, x in enumerate(tensors)))
+    for k, x in enumerate(batch):
+        expected = answer(*(x if n == argument else y for n, y in enumerate(tensors)))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a[k], b)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+@pytest.mark.parametrize(
+    ("message", "shapes"), [(EdgeMlp(), [(4, 4), (3, 4), (3,)]), (ModulatedMessage(), [(8, 4), (8,)])]
+)
+@pytest.mark.parametrize("sizes", [(0, 3, 4), (2, 3, 0), (2, 0, 4)])
+def test_no_edges_of_messages_with_derivatives_of_their_own(message, shapes, sizes, piece):
+    matrices, rows, columns = sizes
+    parameters = [x.requires_grad_() for x in draw(*shapes)]
+    rectangle = draw((matrices, rows, columns, 4), (matrices, rows, 4), (matrices, columns, 4))
+    sparse = draw((0, 4), (3, 4), (2, 4))
+    lists = SparseEdges.of(torch.empty(2, 0, dtype=torch.long), 3, 2)
+    for topology, tensors in ((BlockEdges(*sizes), rectangle), (lists, sparse)):
+        passed = run(message, topology, *tensors, parameters, piece=piece, to_receivers=("sum", "max"))
+        assert not passed.receivers["sum"].any()
+        gradients = torch.autograd.grad(passed.receivers["sum"].sum(), parameters[:1])
+        assert not gradients[0].any()
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_edges_without_channels(piece):
+    (edges,) = draw((2, 3, 4, 0))
+    _, receivers, senders = tensors_of()
+    receivers.requires_grad_()
+    passed = run(EdgeMlp(), BLOCKS, edges, receivers, senders, [torch.zeros(4, 0).double()], piece=piece)
+    expected = nn.functional.silu(receivers[:, :, None] + senders[:, None]).sum(2)
+    torch.testing.assert_close(passed.receivers["sum"], expected)
+    (gradient,) = torch.autograd.grad(passed.receivers["sum"].sum(), receivers)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), receivers)[0])
+
+
+def test_processes_take_no_modules():
+    with pytest.raises(SpecError, match=r"takes functions \(got a module\)"):
+        parallel_edge_pass(nn.Identity(), BLOCKS, *tensors_of())
