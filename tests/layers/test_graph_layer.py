@@ -10,7 +10,7 @@ from torch_geometric.nn import MetaLayer
 from torch_geometric.utils import scatter
 
 from weightspace.errors import ShapeError
-from weightspace.graphs import trace
+from weightspace.graphs import BlockLayout, trace
 from weightspace.graphs.message_passing import BlockEdges, SparseEdges
 from weightspace.layers import GraphLayer, Wires, block_wires, sparse_wires
 
@@ -132,3 +132,25 @@ def test_second_derivatives(rows):
 
     assert torch.autograd.gradcheck(answer, (x, *edges))
     assert torch.autograd.gradgradcheck(answer, (x, *edges))
+
+
+@pytest.mark.parametrize("argument", [0, 1])
+def test_torch_func_reaches_the_layer(argument):
+    """Batched nodes, or batched edges of one set of wires among others; first derivatives."""
+    torch.manual_seed(3)
+    layout, layer = BlockLayout.mlp([2, 3, 1]), GraphLayer(2, 4).double()
+    wires = block_wires(layout, 2)
+    x, edges = torch.randn(2 * layout.num_nodes, 2, dtype=torch.float64), [draw_edges(w).detach() for w in wires]
+    given = [x, edges[1]]
+
+    def answer(*given: Tensor) -> Tensor:
+        return layer(given[0], [edges[0], given[1], *edges[2:]], wires, keep_edges=False)[0].sin().sum()
+
+    batch = torch.stack([given[argument] * n for n in range(3)])
+    places = tuple(0 if n == argument else None for n in range(2))
+    arguments = [batch if n == argument else y for n, y in enumerate(given)]
+    found = torch.vmap(torch.func.grad(answer, argument), places)(*arguments)
+    for row, gradient in zip(batch, found, strict=True):
+        leaf = row.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(answer(*(leaf if n == argument else y for n, y in enumerate(given))), leaf)
+        torch.testing.assert_close(gradient, expected)

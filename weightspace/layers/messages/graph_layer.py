@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 
 from weightspace.errors import ShapeError
 from weightspace.graphs import BlockLayout
@@ -67,7 +68,7 @@ Rows = Sequence[slice | Tensor]
 
 
 class _Taken(torch.autograd.Function):
-    """Several sets of rows of one node tensor.
+    """Several sets of rows of one node tensor; made by :func:`_take`.
 
     Torch differentiates every slice by a copy of the whole node tensor; so each of these two is the other's derivative.
     """
@@ -75,7 +76,7 @@ class _Taken(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Rows) -> tuple[Tensor, ...]:
         ctx.rows, ctx.nodes = rows, len(x)
-        return tuple(x[r] if isinstance(r, slice) else x.index_select(0, r) for r in rows)
+        return _rows_of(x, rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -83,7 +84,7 @@ class _Taken(torch.autograd.Function):
 
 
 class _Joined(torch.autograd.Function):
-    """Values of several sets of rows added into one node tensor."""
+    """Values of several sets of rows added into one node tensor; made by :func:`_join`."""
 
     @staticmethod
     def forward(ctx: Any, nodes: int, rows: Rows, *values: Tensor) -> Tensor:
@@ -96,6 +97,22 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *_Taken.apply(gradients[0], ctx.rows)
+
+
+def _rows_of(x: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+    return tuple(x[r] if isinstance(r, slice) else x.index_select(0, r) for r in rows)
+
+
+def _take(x: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+    # torch.func differentiates plain operations only
+    return _Taken.apply(x, rows) if peek_interpreter_stack() is None else _rows_of(x, rows)
+
+
+def _join(nodes: int, rows: Rows, values: Sequence[Tensor]) -> Tensor:
+    if peek_interpreter_stack() is None:
+        return _Joined.apply(nodes, rows, *values)
+    joined, numbers = torch.cat(list(values)), torch.arange(nodes, device=values[0].device)
+    return joined.new_zeros(nodes, joined.shape[-1]).index_add(0, torch.cat([numbers[r] for r in rows]), joined)
 
 
 def _add(total: Tensor, rows: slice | Tensor, values: Tensor) -> None:
@@ -188,7 +205,7 @@ class GraphLayer(nn.Module):
         at_source, at_target = x @ of_source.T, torch.addmm(self.first.bias, x, of_target.T)
         parameters = (of_edge, self.second.weight, self.second.bias) if keep_edges else (of_edge,)
         receivers, senders = [w.receivers for w in wires], [w.senders for w in wires]
-        at_receivers, at_senders = _Taken.apply(at_target, receivers), _Taken.apply(at_source, senders)
+        at_receivers, at_senders = _take(at_target, receivers), _take(at_source, senders)
         sent: tuple[list[Tensor], list[Tensor]] = ([], [])
         counts, states = x.new_zeros(2, len(x), 1), []
         for e, w, i, j in zip(edges, wires, at_receivers, at_senders, strict=True):
@@ -201,7 +218,7 @@ class GraphLayer(nn.Module):
             for count, rows, degrees in zip(counts, (w.receivers, w.senders), w.degrees, strict=True):
                 _add(count, rows, degrees.to(count))
             states.append(passed.states)
-        sums = torch.stack([_Joined.apply(len(x), receivers, *sent[0]), _Joined.apply(len(x), senders, *sent[1])])
+        sums = torch.stack([_join(len(x), receivers, sent[0]), _join(len(x), senders, sent[1])])
         means = self.second(sums / counts.clamp(min=1)) * (counts > 0)
         x = self.node(torch.cat([x, *means], dim=-1))
         return x, states if keep_edges else None
