@@ -167,6 +167,9 @@ def test_of_architectures_only_the_latest_are_kept(make, random_weights):
     again = net(groups)  # more groups than are kept
     torch.testing.assert_close(again, torch.cat(first), rtol=1e-12, atol=1e-14)
     assert not [key for key in net.state_dict() if key.startswith("plans")]
+    net.kept_plans = 0
+    torch.testing.assert_close(net(groups), again)
+    assert not list(net.plans)
 
 
 def test_an_empty_group(make, siren, random_weights):

@@ -116,7 +116,7 @@ class SharedMetanet(nn.Module, ABC):
                 plan = SharedPlan(layout, self.types).to(self.standardise.mean)
         assert isinstance(plan, SharedPlan)
         self.plans[key] = plan  # last, as the one read most recently
-        for old in list(self.plans)[: -self.kept_plans]:
+        for old in list(self.plans)[: max(0, len(self.plans) - self.kept_plans)]:
             del self.plans[old]
         return plan
 
