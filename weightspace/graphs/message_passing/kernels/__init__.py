@@ -6,6 +6,7 @@ from weightspace.graphs.message_passing.kernels.film_pass import FilmParameters,
 from weightspace.graphs.message_passing.kernels.operator_pass import operator_pass
 from weightspace.graphs.message_passing.kernels.segment_reduce import segment_reduce
 from weightspace.graphs.message_passing.kernels.segment_softmax import segment_softmax
+from weightspace.graphs.message_passing.kernels.tuning import kernel_choices, pin_kernel_choices
 
 __all__ = [
     "EdgeLists",
@@ -13,7 +14,9 @@ __all__ = [
     "KernelEdges",
     "edge_pass",
     "film_pass",
+    "kernel_choices",
     "operator_pass",
+    "pin_kernel_choices",
     "product_pass",
     "segment_reduce",
     "segment_softmax",

@@ -33,6 +33,7 @@ from weightspace.graphs.message_passing.kernels.segment_reduce_triton import (
     store_extreme,
     walk,
 )
+from weightspace.graphs.message_passing.kernels.tuning import alternatives, launch
 
 __all__ = ["Gradients", "Messages", "message_backward", "message_forward"]
 
@@ -341,6 +342,19 @@ class Messages:
         }  # fmt: skip
 
 
+def _launch(
+    name: str, kernel: Any, tensors: list[Tensor], edges: Tensor, lists: EdgeLists, options: dict[str, Any]
+) -> None:
+    """Walk along all lists, for all hidden units."""
+
+    def run(options: dict[str, Any]) -> None:
+        grid = triton.cdiv(lists.count, options["SPAN"]), triton.cdiv(options["HIDDEN"], options["BLOCK_H"])
+        kernel[grid](*tensors, *walk(lists), **options)
+
+    with on_device(edges):
+        launch(name, run, options, alternatives(options), (len(edges), lists.count), edges.dtype)
+
+
 def message_forward(
     messages: Messages,
     lists: EdgeLists,
@@ -364,10 +378,8 @@ def message_forward(
     last = [edges if x is None else x.contiguous() for x in (out_weight, out_bias, new)]
     flags = {name.upper(): name in reductions for name in ("sum", "square", "max", "min")}
     if lists.count and (new is not None or reductions):
-        with on_device(edges):
-            _forward[(triton.cdiv(lists.count, SPAN), tiles)](
-                *messages.arguments, *last, *outputs, *walk(lists), KEEP=new is not None, **flags, **options
-            )
+        tensors = [*messages.arguments, *last, *outputs]
+        _launch("message_forward", _forward, tensors, edges, lists, {"KEEP": new is not None, **flags, **options})
     if new is not None and tiles > 1:
         new = torch.nn.functional.linear(new, last[0], out_bias)
     for name in reductions:
@@ -419,11 +431,9 @@ def message_backward(messages: Messages, lists: EdgeLists, gradients: Gradients)
     outputs = [made[name] for name in ("message", "d_message", "d_edge_term", "d_ends", "d_owner", "d_edges")]
     tiles = triton.cdiv(hidden, options["BLOCK_H"])
     if lists.count:
-        with on_device(edges):
-            _backward[(triton.cdiv(lists.count, SPAN), tiles)](
-                *messages.arguments, *inputs, *outputs, *walk(lists), KEEP=kept,
-                OTHER_SUM=gradients.other is not None, **flags, **options,
-            )  # fmt: skip
+        flags |= {"KEEP": kept, "OTHER_SUM": gradients.other is not None}
+        tensors = [*messages.arguments, *inputs, *outputs]
+        _launch("message_backward", _backward, tensors, edges, lists, {**flags, **options})
         if messages.owner is not None:
             join(made["d_owner"], made["d_owner"], lists)
     if tiles > 1:  # no program had all hidden units

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from weightspace.graphs.message_passing.kernels.language import dot, on_device, precision, tile, tl, triton
+from weightspace.graphs.message_passing.kernels.tuning import launch
 
 __all__ = ["operator_backward", "operator_forward"]
 
@@ -185,10 +186,15 @@ def _carried(
     share = triton.cdiv(triton.cdiv(others, shares), _SIDE) * _SIDE
     out = torch.empty(shares, matrices, owners, heads, depth, device=w.device)
     if out.numel():
+        tensors = [w, mean, units, mix.contiguous(), read.contiguous(), states.contiguous(), out]
+        numbers = [owners, others, rows * columns * positions, *steps, share, matrices]
+        kernel, tries = _carry[(tiles, groups, shares)], [{"num_warps": 4}, {"num_stages": 2}]
+        if options["BLOCK_U"] > 16:
+            tries.append({"BLOCK_U": 16})
         with on_device(w):
-            _carry[(tiles, groups, shares)](
-                w, mean, units, mix.contiguous(), read.contiguous(), states.contiguous(), out,
-                owners, others, rows * columns * positions, *steps, share, matrices, **options,
+            launch(
+                "operator_carry", lambda chosen: kernel(*tensors, *numbers, **chosen), options, tries,
+                (matrices, owners, others), w.dtype,
             )  # fmt: skip
     return (out.sum(0) if shares > 1 else out[0]).to(states.dtype)
 
@@ -218,23 +224,15 @@ def _functions(
     d_units = torch.empty(programs, groups, *units.shape, device=w.device)
     d_mix, d_read = (torch.empty(programs, *x.shape, device=w.device) for x in (mix, read))
     if programs and heads:
-        inputs = [x.contiguous() for x in (mix, read, left, right)]
+        inputs = [w, mean, units, *(x.contiguous() for x in (mix, read, left, right))]
+        numbers = [*w.shape[1:3], tiles, w.numel()]
+        kernel = _functions_backward[(programs, groups, cuts)]
         with on_device(w):
-            _functions_backward[(programs, groups, cuts)](
-                w,
-                mean,
-                units,
-                *inputs,
-                d_w,
-                d_units,
-                d_mix,
-                d_read,
-                w.shape[1],
-                w.shape[2],
-                tiles,
-                w.numel(),
-                **options,
-            )
+            launch(
+                "operator_functions",
+                lambda chosen: kernel(*inputs, d_w, d_units, d_mix, d_read, *numbers, **chosen),
+                options, [{"num_warps": 4}, {"num_warps": 16}], tuple(w.shape[:3]), w.dtype,
+            )  # fmt: skip
     return d_w.sum(0), d_units.sum((0, 1)), d_mix.sum(0), d_read.sum(0)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists
 from weightspace.graphs.message_passing.kernels.language import on_device, piece_of, places, tile, tl, triton
+from weightspace.graphs.message_passing.kernels.tuning import alternatives, launch
 
 __all__ = ["SPAN", "join", "reduce_backward", "reduce_forward", "walk"]
 
@@ -166,11 +167,22 @@ def walk(lists: EdgeLists) -> list[Any]:
     return [*index, lists.count, lists.num_owners, length, lists.longest, owners, step_owner, step_other]
 
 
-def _layout(lists: EdgeLists, channels: int) -> tuple[tuple[int, int], dict[str, Any]]:
+def _launch(
+    name: str, kernel: Any, tensors: list[Tensor], values: Tensor, lists: EdgeLists, switches: dict[str, Any]
+) -> None:
+    """Walk along all lists, for all channels of the values."""
+    channels = values.shape[1]
     block_c = tile(channels)
-    grid = (triton.cdiv(lists.count, SPAN), triton.cdiv(channels, block_c))
     blocks = {"BLOCK_E": max(16, 4096 // block_c // 2), "BLOCK_C": block_c, "SPAN": SPAN}
-    return grid, {"BLOCKS": lists.rectangle is not None, "ORDERED": len(lists.order) > 0, **blocks}
+    flags = {"BLOCKS": lists.rectangle is not None, "ORDERED": len(lists.order) > 0}
+    options = {"CHANNELS": channels, **switches, **flags, **blocks}
+
+    def run(options: dict[str, Any]) -> None:
+        grid = triton.cdiv(lists.count, options["SPAN"]), triton.cdiv(channels, block_c)
+        kernel[grid](*tensors, *walk(lists), **options)
+
+    with on_device(values):
+        launch(name, run, options, alternatives(options), (len(values), lists.count), values.dtype)
 
 
 def join(
@@ -198,12 +210,8 @@ def reduce_forward(values: Tensor, lists: EdgeLists, reduce: str) -> tuple[Tenso
     out = values.new_empty(rows, channels, dtype=torch.float32)
     arg = torch.empty(rows if extreme else 0, channels, dtype=torch.int64, device=values.device)
     if lists.count and channels:
-        grid, options = _layout(lists, channels)
-        with on_device(values):
-            _forward[grid](
-                values, out, arg, *walk(lists), CHANNELS=channels, REDUCE="extreme" if extreme else reduce,
-                LARGEST=reduce == "max", **options,
-            )  # fmt: skip
+        switches = {"REDUCE": "extreme" if extreme else reduce, "LARGEST": reduce == "max"}
+        _launch("reduce_forward", _forward, [values, out, arg], values, lists, switches)
         join(out, arg, lists, extreme=extreme)
     return out[: lists.num_owners].to(values.dtype), arg[: lists.num_owners]
 
@@ -213,10 +221,7 @@ def reduce_backward(gradient: Tensor, values: Tensor, arg: Tensor, lists: EdgeLi
     gradient, values, channels = gradient.contiguous(), values.contiguous(), values.shape[1]
     out = torch.empty_like(values)
     if lists.count and channels:
-        grid, options = _layout(lists, channels)
-        with on_device(values):
-            _backward[grid](
-                gradient, values, arg.contiguous(), out, *walk(lists), CHANNELS=channels,
-                REDUCE="extreme" if reduce in ("max", "min") else reduce, **options,
-            )  # fmt: skip
+        switches = {"REDUCE": "extreme" if reduce in ("max", "min") else reduce}
+        tensors = [gradient, values, arg.contiguous(), out]
+        _launch("reduce_backward", _backward, tensors, values, lists, switches)
     return out

@@ -9,6 +9,7 @@ from torch import Tensor
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists
 from weightspace.graphs.message_passing.kernels.language import on_device, piece_of, places, tile, tl, triton
 from weightspace.graphs.message_passing.kernels.segment_reduce_triton import SPAN, walk
+from weightspace.graphs.message_passing.kernels.tuning import alternatives, launch
 
 __all__ = ["softmax_backward", "softmax_forward"]
 
@@ -158,9 +159,21 @@ def _tiles(heads: int, depth: int) -> dict[str, int]:
     return {"HEADS": heads, "DEPTH": depth, "BLOCK_H": block_h, "BLOCK_D": block_d}
 
 
-def _options(lists: EdgeLists, tiles: dict[str, int]) -> dict[str, Any]:
+def _launch(
+    name: str, kernel: Any, tensors: list[Tensor], values: Tensor, lists: EdgeLists, tiles: dict[str, int], cuts: int
+) -> None:
+    """Walk along all lists; ``cuts`` programs share the channels of a head."""
     switches = {"BLOCKS": lists.rectangle is not None, "ORDERED": len(lists.order) > 0}
-    return {**tiles, **switches, "SPAN": SPAN, "BLOCK_E": max(16, 2048 // (tiles["BLOCK_H"] * tiles["BLOCK_D"]))}
+    block_e = max(16, 2048 // (tiles["BLOCK_H"] * tiles["BLOCK_D"]))
+    options = {**tiles, **switches, "SPAN": SPAN, "BLOCK_E": block_e}
+
+    def run(options: dict[str, Any]) -> None:
+        grid = triton.cdiv(lists.count, options["SPAN"]), triton.cdiv(tiles["HEADS"], tiles["BLOCK_H"]), cuts
+        kernel[grid](*tensors, *walk(lists), **options)
+
+    if lists.count:
+        with on_device(values):
+            launch(name, run, options, alternatives(options), (len(values), lists.count), values.dtype)
 
 
 def softmax_forward(scores: Tensor, values: Tensor, lists: EdgeLists) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,15 +182,14 @@ def softmax_forward(scores: Tensor, values: Tensor, lists: EdgeLists) -> tuple[T
     depth, rows = values.shape[1] // heads, lists.num_owners + lists.parts
     top, total = (scores.new_empty(rows, heads, dtype=torch.float32) for _ in range(2))
     weighted = values.new_empty(rows, heads * depth, dtype=torch.float32)
-    tiles = _tiles(heads, depth)
-    grid = triton.cdiv(heads, tiles["BLOCK_H"]), max(1, triton.cdiv(depth, tiles["BLOCK_D"]))
-    with on_device(values):
-        if lists.count:
-            _forward[(triton.cdiv(lists.count, SPAN), *grid)](
-                scores, values, top, total, weighted, *walk(lists), **_options(lists, tiles)
+    tiles, parts = _tiles(heads, depth), [top, total, weighted]
+    cuts = max(1, triton.cdiv(depth, tiles["BLOCK_D"]))
+    _launch("softmax_forward", _forward, [scores, values, *parts], values, lists, tiles, cuts)
+    if len(lists.hub):
+        with on_device(values):
+            _join[(len(lists.hub), triton.cdiv(heads, tiles["BLOCK_H"]), cuts)](
+                *parts, lists.hub, lists.hub_ptr, **tiles, BLOCK_E=16
             )
-        if len(lists.hub):
-            _join[(len(lists.hub), *grid)](top, total, weighted, lists.hub, lists.hub_ptr, **tiles, BLOCK_E=16)
     nodes = lists.num_owners
     return top[:nodes].to(scores.dtype), total[:nodes].to(scores.dtype), weighted[:nodes].to(values.dtype)
 
@@ -190,9 +202,5 @@ def softmax_backward(
     heads = scores.shape[1]
     d_scores, d_values = torch.empty_like(inputs[2]), torch.empty_like(inputs[3])
     tiles = _tiles(heads, values.shape[1] // heads)
-    if lists.count:
-        with on_device(values):
-            _backward[(triton.cdiv(lists.count, SPAN), triton.cdiv(heads, tiles["BLOCK_H"]))](
-                *inputs, d_scores, d_values, *walk(lists), **_options(lists, tiles)
-            )
+    _launch("softmax_backward", _backward, [*inputs, d_scores, d_values], values, lists, tiles, 1)
     return d_scores, d_values
