@@ -41,7 +41,8 @@ def test_a_line_per_batch_size_and_json(zoo, tmp_path, capsys):
 )
 def test_bad_input_ends_with_one_sentence(zoo, words, said, capsys):
     assert main(["bench", "--zoo", zoo, *words]) == 2
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert not out
     assert said in err
     assert err.count("\n") == 1
 

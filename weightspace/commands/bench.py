@@ -5,11 +5,13 @@ from pathlib import Path
 from weightspace.commands.console import say
 from weightspace.errors import SpecError
 from weightspace.tasks import StepCost, measure_steps
+from weightspace.tasks.step_costs import SMALLEST
 from weightspace.training import write_json
 from weightspace.zoo import Zoo
 
 __all__ = ["bench"]
 
+_HEADER = f"{'batch':>6}{'forward ms':>12}{'step ms':>12}{'memory MiB':>12}{'networks/s':>12}\n"
 _STOPPED = {
     "memory": "A larger batch would not fit the memory.",
     "time": "A larger batch would take longer than --seconds leaves.",
@@ -46,7 +48,6 @@ def bench(
     if out is not None and not out.parent.is_dir():
         raise SpecError(f"There is no folder '{out.parent}' for --out {out}. Make it first.")
     opened = Zoo.open(zoo)
-    say(f"{'batch':>6}{'forward ms':>12}{'step ms':>12}{'memory MiB':>12}{'networks/s':>12}")
     found = measure_steps(
         opened,
         model=model,
@@ -55,7 +56,7 @@ def bench(
         seconds=seconds,
         device=device,
         threads=threads,
-        report=lambda cost: say(_line(cost)),
+        report=lambda cost: say((_HEADER if cost.batch_size == SMALLEST else "") + _line(cost)),
     )
     best = found.best
     say(

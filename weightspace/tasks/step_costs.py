@@ -18,9 +18,10 @@ from weightspace.metanets import Metanet, build_metanet
 from weightspace.tasks.reading import probe_of, readable, trace_zoo
 from weightspace.zoo import Zoo
 
-__all__ = ["StepCost", "StepCosts", "measure_steps"]
+__all__ = ["SMALLEST", "StepCost", "StepCosts", "measure_steps"]
 
 SMALLEST = 8
+"""Networks of the first batch."""
 _CLOSE = 0.97
 """A batch size that reaches this share of the most networks per second is as good as the best."""
 _SAFE = 0.8
