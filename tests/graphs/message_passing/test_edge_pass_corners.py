@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -165,3 +166,24 @@ def test_edges_without_channels(piece):
 def test_processes_take_no_modules():
     with pytest.raises(SpecError, match=r"takes functions \(got a module\)"):
         parallel_edge_pass(nn.Identity(), BLOCKS, *tensors_of())
+
+
+def test_torch_func_takes_no_kernels_where_they_are_the_default(monkeypatch):
+    """As on CUDA: kernels under ``vmap``, plain operations where ``torch.func`` differentiates."""
+    taken = []
+    monkeypatch.setattr(sys.modules[Sent.__module__], "takes", lambda *tensors: True)
+    monkeypatch.setattr(EdgeMlp, "kernel", lambda *args, original=EdgeMlp.kernel, **kwargs: (
+        taken.append(1) or original(*args, **kwargs)
+    ))  # fmt: skip
+    (weight,), (edges, receivers, senders) = draw((4, 4)), tensors_of()
+
+    def loss(receivers):
+        return run(EdgeMlp(), BLOCKS, edges, receivers, senders, [weight]).receivers["sum"].sin().sum()
+
+    batch = torch.stack([receivers, 2 * receivers])
+    found = torch.vmap(torch.func.grad(loss))(batch)
+    assert not taken
+    leaf = batch.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(torch.vmap(loss)(leaf).sum(), leaf)
+    assert taken
+    torch.testing.assert_close(found, expected)

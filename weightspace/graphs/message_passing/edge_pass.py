@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.func import functional_call
 
 from weightspace.errors import SpecError
@@ -134,7 +134,7 @@ def edge_pass(
 
 def _run(call: _Call, tensors: Sequence[Tensor], piece: int | None, executor: Executor) -> Passed:
     """The pass by a kernel, at once or in pieces."""
-    if executor == "kernels" or (executor == "auto" and piece is None and takes(*tensors)):
+    if executor == "kernels" or (executor == "auto" and piece is None and takes(*tensors) and not _is_func_grad()):
         passed = call.kernel(tensors)
         if passed is not None:
             return passed
@@ -151,12 +151,17 @@ def _run(call: _Call, tensors: Sequence[Tensor], piece: int | None, executor: Ex
     return call.named(call.forward(tensors, count))
 
 
+def _is_func_grad() -> bool:
+    """Whether a transform of ``torch.func`` other than ``vmap`` runs, which operators do not let through."""
+    return any(level.key() != TransformType.Vmap for level in get_interpreter_stack() or ())
+
+
 class _Functional:
     """A module whose parameters are arguments."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.names = module, [name for name, _ in module.named_parameters()]
-        for name in ("numbers", "pull", "kernel"):
+        for name in ("numbers", "pull", "push", "state_width", "kernel"):
             if hasattr(module, name):
                 setattr(self, name, getattr(module, name))
 
@@ -221,14 +226,19 @@ class _Call:
         """Piece by piece, without derivatives."""
         edges, receivers, senders = tensors[:3]
         reduced = Reduced(self.to_receivers, tuple(receivers.shape[:-1]))
-        states: Tensor | None = None
+        push = getattr(self.message, "push", None)
+        width = None if push is None else self.message.state_width(*tensors[3 + self.more_edges :])
+        states = None if width is None else edges.new_empty(*edges.shape[:-1], width)
         at_senders: Tensor | None = None
         for piece in self.topology.pieces(count):
-            sent = self.message(*self.at(piece, tensors))
-            if sent.state is not None:
-                if states is None:
-                    states = sent.state.new_empty(*edges.shape[:-1], sent.state.shape[-1])
-                piece.edges(states).copy_(sent.state)
+            if push is not None:
+                sent = push(None if states is None else piece.edges(states), *self.at(piece, tensors))
+            else:
+                sent = self.message(*self.at(piece, tensors))
+                if sent.state is not None:
+                    if states is None:
+                        states = sent.state.new_empty(*edges.shape[:-1], sent.state.shape[-1])
+                    piece.edges(states).copy_(sent.state)
             if sent.value is not None:
                 reduced.add(piece, sent.value, sent.score)
                 if self.to_senders:
