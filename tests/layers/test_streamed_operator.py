@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import EdgeBlock
 from weightspace.layers.messages.message_layer import SIDES, _carry_blocks
 from weightspace.layers.messages.operator_bank import OperatorBank
@@ -119,3 +120,13 @@ def test_only_large_rectangles_are_worth_streaming():
     assert not bank(1, 32, 32, 1).worth_streaming(1)
     assert bank(1, 32, 32, 1).worth_streaming(8)
     assert not bank(4096, 1, 1, 9).worth_streaming(8)  # depthwise
+
+
+def test_transforms_of_torch_func_are_told_what_to_do():
+    bank, mean, std = (
+        OperatorBank(EdgeBlock("w", "weight", "a", "b", None, 1, 3, 2, 1), 2, 1),
+        *torch.tensor([0.0, 1.0]),
+    )
+    (operator,) = bank(torch.randn(1, 1, 3, 2, 1), mean, std, stream=True, chunk=4)
+    with pytest.raises(SpecError, match="torch.func.*'chunk' 0"):
+        torch.func.grad(lambda x: operator.carry(x, torch.ones(1, 3, 4))[0].sum())(torch.ones(1, 2, 4))

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from weightspace.errors import SpecError
 from weightspace.graphs.message_passing.kernels import operator_pass
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.layers.messages.edge_functions import FunctionMatrices
@@ -57,6 +59,7 @@ class StreamedOperator:
         """Messages to the targets and to the sources.
 
         Raises:
+            SpecError: under a transform of ``torch.func``, where it is not one operator; keep blocks there too.
             RuntimeError: (in backward) derivatives of second order; let blocks be kept for those (``chunk=0``).
         """
         batch, groups, out, inputs, positions = self.values.shape
@@ -64,6 +67,8 @@ class StreamedOperator:
         by_kernel = takes(values, *self.matrices) if self.kernel is None else self.kernel
         if by_kernel:
             return self._by_kernel(values, source, target)
+        if peek_interpreter_stack() is not None:
+            raise SpecError("Streamed functions go through no transform of torch.func. Keep all functions: 'chunk' 0.")
         read, matrices = (self._per_head(source, inputs), self._per_head(target, out)), self.matrices
         chunk = self.chunk or edges_per_chunk(matrices, values.device.type)
         if turned := values.stride(1) < values.stride(2):  # rows are read where they lie next to each other
