@@ -188,7 +188,9 @@ def _carried(
     if out.numel():
         tensors = [w, mean, units, mix.contiguous(), read.contiguous(), states.contiguous(), out]
         numbers = [owners, others, rows * columns * positions, *steps, share, matrices]
-        kernel, tries = _carry[(tiles, groups, shares)], [{"num_warps": 4}, {"num_stages": 2}]
+        kernel, tries = _carry[(tiles, groups, shares)], [{"num_warps": 4}]
+        if options["BLOCK_K"] <= 16:  # two stages of wider rows do not fit shared memory
+            tries.append({"num_stages": 2})
         if options["BLOCK_U"] > 16:
             tries.append({"BLOCK_U": 16})
         with on_device(w):
