@@ -143,7 +143,8 @@ def test_a_neuron_that_nothing_enters_has_no_backward_values(generator):
 def _slow_round(layer: ScaleRound, x: Tensor, y: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
     """One round from scale neurons x to scale neurons y, edge by edge, as the equations are written."""
     key = "target_scale_scale"
-    product, message, gate = (cast(Any, modules[key]) for modules in (layer.products, layer.messages, layer.gates))
+    whole, gate = cast(Any, layer.messages[key]), cast(Any, layer.gates[key])
+    product, message = whole.product, whole.function
     invariant, update = cast(Any, layer.invariants["scale"]), cast(Any, layer.updates["scale_target"])
     width = x.shape[-1]
     new_y, new_e = [], []

@@ -47,7 +47,7 @@ def drawn(edges, heads, depth, dtype=torch.float32):
 def assert_kernels_match(lists, scores, values, **close):
     kernels = launch()
     wide = [x.double().requires_grad_() for x in (scores, values)]
-    expected = segment_softmax(*wide, lists)
+    expected = segment_softmax(wide[0], wide[1], lists)
     got = kernels.softmax_forward(scores, values, lists)
     assert torch.equal(got[0].double(), expected[0])
     generator = torch.Generator().manual_seed(0)
@@ -73,7 +73,7 @@ def test_gradients_are_those_of_all_that_a_shift_leaves_alone():
         return weighted.unflatten(1, (2, -1)) / total.unsqueeze(-1), top + total.log()
 
     assert torch.autograd.gradcheck(softmax_and_its_logarithm, inputs)
-    assert not segment_softmax(*inputs, lists)[0].requires_grad
+    assert not segment_softmax(inputs[0], inputs[1], lists)[0].requires_grad
 
 
 def test_edges_of_score_minus_infinity_are_left_out():
@@ -173,7 +173,7 @@ def test_batches_by_vmap(in_dims):
     inputs = [x if d == 0 else x[0] for x, d in zip(batch, in_dims, strict=True)]
     found = torch.vmap(lambda s, v: segment_softmax(s, v, lists), in_dims)(*inputs)
     members = [[x[n] if d == 0 else x for x, d in zip(inputs, in_dims, strict=True)] for n in range(2)]
-    expected = [torch.stack(x) for x in zip(*[segment_softmax(*m, lists) for m in members], strict=True)]
+    expected = [torch.stack(x) for x in zip(*[segment_softmax(m[0], m[1], lists) for m in members], strict=True)]
     gradients = [torch.autograd.grad([x.square().sum() for x in out[1:]], batch) for out in (found, expected)]
     for x, y in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
         torch.testing.assert_close(x, y)
@@ -182,7 +182,7 @@ def test_batches_by_vmap(in_dims):
 def test_gradients_of_several_outputs_at_once():
     lists = GRAPHS["int32"]().rows
     inputs = [x.requires_grad_() for x in drawn(5, 2, 3, torch.float64)]
-    weighted = segment_softmax(*inputs, lists)[2]
+    weighted = segment_softmax(inputs[0], inputs[1], lists)[2]
     sent = torch.randn(3, *weighted.shape, dtype=torch.float64)
     found = torch.vmap(lambda g: torch.autograd.grad(weighted, inputs, g, retain_graph=True))(sent)
     for n in range(3):
