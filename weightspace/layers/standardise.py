@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from weightspace.errors import SpecError
 from weightspace.layers.blocks import Architecture, split_blocks
 
-__all__ = ["Standardise"]
+__all__ = ["Standardise", "diverged"]
+
+
+def diverged(block: str) -> SpecError:
+    """The error for networks that normalisation cannot be fitted on."""
+    return SpecError(
+        f"'{block}' of the networks that normalisation is fitted on holds numbers that are infinite or not numbers. "
+        "Leave out the networks whose training diverged."
+    )
 
 
 class Standardise(nn.Module):
@@ -50,10 +58,7 @@ class Standardise(nn.Module):
             if values.numel() > 1:
                 std, mean = torch.std_mean(values.double())
                 if not bool(std.isfinite()):
-                    raise SpecError(
-                        f"'{self.architecture.blocks[i].name}' of the networks that normalisation is fitted on holds "
-                        "numbers that are infinite or not numbers. Leave out the networks whose training diverged."
-                    )
+                    raise diverged(self.architecture.blocks[i].name)
                 self.mean[i] = mean
                 self.std[i] = std if std > 1e-8 * (1 + mean.abs()) else 1.0
 

@@ -171,7 +171,7 @@ def test_processes_take_no_modules():
 def test_torch_func_takes_no_kernels_where_they_are_the_default(monkeypatch):
     """As on CUDA: kernels under ``vmap``, plain operations where ``torch.func`` differentiates."""
     taken = []
-    monkeypatch.setattr(sys.modules[Sent.__module__], "takes", lambda *tensors: True)
+    monkeypatch.setattr(sys.modules[edge_pass.__module__], "takes", lambda *tensors: True)
     monkeypatch.setattr(EdgeMlp, "kernel", lambda *args, original=EdgeMlp.kernel, **kwargs: (
         taken.append(1) or original(*args, **kwargs)
     ))  # fmt: skip

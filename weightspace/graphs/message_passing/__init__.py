@@ -1,9 +1,11 @@
 """Message passing: one pass over the edges, on rectangles of edges or on sparse ones, never all edges at a time."""
 
 from weightspace.graphs.message_passing.edge_mlp import EdgeMlp
-from weightspace.graphs.message_passing.edge_pass import Message, Passed, Pull, Sent, edge_pass
+from weightspace.graphs.message_passing.edge_pass import edge_pass
+from weightspace.graphs.message_passing.message import Message, Passed, Sent
 from weightspace.graphs.message_passing.modulation import ModulatedMessage
 from weightspace.graphs.message_passing.parallel import parallel_edge_pass
+from weightspace.graphs.message_passing.pull import Pull
 from weightspace.graphs.message_passing.reductions import by_head
 from weightspace.graphs.message_passing.topology import BlockEdges, SparseEdges, Topology
 

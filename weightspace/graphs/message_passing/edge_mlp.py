@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,11 +12,9 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 
 from weightspace.graphs.message_passing import kernels
-from weightspace.graphs.message_passing.edge_pass import Passed, Sent
-
-if TYPE_CHECKING:
-    from weightspace.graphs.message_passing.edge_pass import Pull
-    from weightspace.graphs.message_passing.kernels import KernelEdges
+from weightspace.graphs.message_passing.kernels import KernelEdges
+from weightspace.graphs.message_passing.message import Passed, Sent
+from weightspace.graphs.message_passing.pull import Pull
 
 __all__ = ["EdgeMlp"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,56 +13,18 @@ from torch.func import functional_call
 
 from weightspace.errors import SpecError
 from weightspace.graphs.message_passing.kernels.available import takes
-from weightspace.graphs.message_passing.reductions import EXTREMA, REDUCTIONS, Reduced, by_head
+from weightspace.graphs.message_passing.message import Message, Passed, Sent
+from weightspace.graphs.message_passing.pull import Pull, count_ties
+from weightspace.graphs.message_passing.reductions import EXTREMA, REDUCTIONS, Reduced
 from weightspace.graphs.message_passing.topology import Piece, Topology
 
-__all__ = ["Executor", "Message", "Passed", "Pull", "Sent", "edge_pass"]
+__all__ = ["Executor", "edge_pass"]
 
 Executor = Literal["auto", "pieces", "kernels"]
 _PIECE_NUMBERS = {"cpu": 2**18}
 """Numbers of the widest tensor of a piece: 1 MiB of float32, several of which fit the cache of a core. Measured on a
 layer of 64 INRs: up to a tenth faster than twice of it."""
 _PIECE_NUMBERS_ELSEWHERE = 2**26
-
-
-class Sent(NamedTuple):
-    """What a message makes of some edges.
-
-    Args:
-        value: What is reduced at the ends, channels last; ``None`` if nothing is.
-        state: New state of the edges, ``None`` if they get none.
-        score: Weight of the value before the softmax, ``heads`` channels that divide those of the value.
-    """
-
-    value: Tensor | None = None
-    state: Tensor | None = None
-    score: Tensor | None = None
-
-
-Message: TypeAlias = Callable[..., Sent]
-"""A function ``(edges, receivers, senders, *parameters)`` of edges, both their ends and further tensors.
-
-It sees some of the edges at a time and may be called again in backward, so it must depend on nothing but its arguments
-(no dropout). States of edges and ends broadcast against each other, on rectangles and on sparse edges alike. It may be
-an ``nn.Module``, which is called with its own parameters; it may have an attribute ``numbers`` (numbers per edge of the
-widest tensor it makes, from which the size of pieces follows), a method ``pull`` for its derivatives and a method
-``kernel`` for the whole pass (see :class:`~weightspace.graphs.message_passing.EdgeMlp`).
-"""
-
-
-@dataclass(frozen=True)
-class Passed:
-    """Outcome of :func:`edge_pass`.
-
-    Args:
-        states: New states of the edges, if the message makes some.
-        receivers: Reductions at the receivers by name; ``softmax`` gives ``top``, ``total`` and ``weighted``.
-        senders: Sum at the senders, if asked for.
-    """
-
-    states: Tensor | None
-    receivers: Mapping[str, Tensor]
-    senders: Tensor | None
 
 
 def edge_pass(
@@ -270,7 +232,7 @@ class _Call:
         ties = {how: torch.zeros_like(saved[how]) for how in EXTREMA if how in on}
         if ties and not self.topology.has_whole_rows:
             for piece in self.topology.pieces(count):
-                _count_ties(ties, piece, saved, self.message(*self.at(piece, tensors)).value)
+                count_ties(ties, piece, saved, self.message(*self.at(piece, tensors)).value)
         for piece in self.topology.pieces(count):
             pull = Pull(piece, saved, on, ties, self.topology.has_whole_rows)
             made = getattr(self.message, "pull", self._pull)(pull, needed, *self.at(piece, tensors))
@@ -310,74 +272,6 @@ def _gradients(
     values, gradients = zip(*pairs, strict=True)
     made = iter(torch.autograd.grad(values, wanted, gradients, create_graph=create_graph, allow_unused=True))
     return [next(made) if need else None for need in needed]
-
-
-@torch.no_grad()
-def _count_ties(ties: dict[str, Tensor], piece: Piece, saved: dict[str, Tensor], value: Tensor | None) -> None:
-    """How many edges attain the extremum of their receiver."""
-    assert value is not None
-    for how, total in ties.items():
-        piece.add_to_receivers(total, _is_extreme(value, piece.receivers(saved[how]), how))
-
-
-def _is_extreme(value: Tensor, extreme: Tensor, how: str) -> Tensor:
-    """1 where a value is the extremum, 0 elsewhere; by signs, since masks would have to be converted."""
-    below = value - extreme if how == "max" else extreme - value
-    return below.sign_().add_(1)
-
-
-@dataclass(frozen=True)
-class Pull:
-    """Derivatives by what a piece sends, from those by the results."""
-
-    piece: Piece
-    saved: dict[str, Tensor]
-    on: dict[str, Tensor]
-    ties: dict[str, Tensor]
-    count_ties: bool
-
-    @property
-    def state(self) -> Tensor | None:
-        """By the new states of the edges."""
-        return self.piece.edges(self.on["states"]) if "states" in self.on else None
-
-    @torch.no_grad()
-    def __call__(self, sent: Sent) -> Sent:
-        """By all that is sent."""
-        if sent.value is None:
-            return Sent(None, self.state)
-        return Sent(self.add_to(torch.zeros_like(sent.value), sent.value, sent.score), self.state, self._score(sent))
-
-    def add_to(self, total: Tensor, value: Tensor, score: Tensor | None = None) -> Tensor:
-        """Add the derivative by the value that is reduced, in place."""
-        piece, on = self.piece, self.on
-        if self.ties and self.count_ties:
-            _count_ties(self.ties, piece, self.saved, value)
-        if "sum" in on:
-            total += piece.receivers(on["sum"])
-        if "senders" in on:
-            total += piece.senders(on["senders"])
-        if "square" in on:
-            total.addcmul_(value, piece.receivers(on["square"]), value=2)
-        for how, number in self.ties.items():
-            is_extreme = _is_extreme(value, piece.receivers(self.saved[how]), how)
-            total.addcmul_(is_extreme, piece.receivers(on[how] / number.clamp(min=1)))
-        if "weighted" in on and score is not None:
-            total += by_head(self._weight(score), piece.receivers(on["weighted"]).expand_as(value))
-        return total
-
-    def _weight(self, score: Tensor) -> Tensor:
-        return (score - self.piece.receivers(self.saved["top"])).exp()
-
-    def _score(self, sent: Sent) -> Tensor | None:
-        if sent.score is None or sent.value is None or "top" not in self.saved:
-            return None
-        weight, total = self._weight(sent.score), self.on.get("total")
-        along = torch.zeros_like(weight) if total is None else self.piece.receivers(total)
-        if "weighted" in self.on:
-            each = sent.value * self.piece.receivers(self.on["weighted"])
-            along = along + each.unflatten(-1, (weight.shape[-1], -1)).sum(-1)
-        return weight * along
 
 
 class _EdgePass(torch.autograd.Function):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from weightspace.graphs.message_passing.edge_pass import Passed, Sent
 from weightspace.graphs.message_passing.kernels import FilmParameters, KernelEdges, film_pass
-
-if TYPE_CHECKING:
-    from weightspace.graphs.message_passing.edge_pass import Pull
+from weightspace.graphs.message_passing.message import Passed, Sent
+from weightspace.graphs.message_passing.pull import Pull
 
 __all__ = ["ModulatedMessage"]
 

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from weightspace.errors import SpecError
-from weightspace.graphs.message_passing.edge_pass import Message, Passed, edge_pass
+from weightspace.graphs.message_passing.edge_pass import edge_pass
+from weightspace.graphs.message_passing.message import Message, Passed
 from weightspace.graphs.message_passing.reductions import EXTREMA, by_head
 from weightspace.graphs.message_passing.topology import Topology
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from weightspace.errors import SpecError
 from weightspace.graphs import WeightSpace
 from weightspace.layers.blocks import split_blocks
+from weightspace.layers.standardise import diverged
 
 __all__ = ["KindStandardise"]
 
@@ -68,10 +68,7 @@ class KindStandardise(nn.Module):
         values: dict[int, list[Tensor]] = {}
         for i, block in split_blocks(self.space, weights).items():
             if not bool(block.isfinite().all()):
-                raise SpecError(
-                    f"'{self.space.blocks[i].name}' of the networks that normalisation is fitted on holds numbers that "
-                    "are infinite or not numbers. Leave out the networks whose training diverged."
-                )
+                raise diverged(self.space.blocks[i].name)
             values.setdefault(self.slots[i], []).append(block.double().flatten() * self.units[i])
         for slot, parts in values.items():
             std, mean = torch.std_mean(torch.cat(parts), correction=0)
