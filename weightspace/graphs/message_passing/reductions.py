@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from weightspace.graphs.message_passing.topology import Extremum, Piece
+from weightspace.graphs.message_passing.topology import Channels, Extremum, Piece
 
 __all__ = ["EXTREMA", "REDUCTIONS", "Reduced"]
 
@@ -24,12 +24,14 @@ class Reduced:
 
     Args:
         wanted: Some of :data:`REDUCTIONS`.
-        nodes: Leading shape of the receivers.
+        nodes: Shape of the receivers without channels.
+        channels: Where tensors have their channels; softmax needs them last.
         values: By name.
     """
 
     wanted: tuple[str, ...]
     nodes: tuple[int, ...]
+    channels: Channels = "last"
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, piece: Piece, value: Tensor, score: Tensor | None) -> None:
@@ -65,7 +67,9 @@ class Reduced:
 
     def _of(self, name: str, like: Tensor, start: float) -> Tensor:
         if name not in self.values:
-            self.values[name] = like.new_full((*self.nodes, like.shape[-1]), start)
+            is_last = self.channels == "last"
+            shape = (*self.nodes, like.shape[-1]) if is_last else (like.shape[0], *self.nodes)
+            self.values[name] = like.new_full(shape, start)
         return self.values[name]
 
 

@@ -13,15 +13,16 @@ from torch import Tensor
 from weightspace.errors import ShapeError
 from weightspace.graphs.message_passing.kernels.edge_lists import KernelEdges
 
-__all__ = ["BlockEdges", "Extremum", "Piece", "SparseEdges", "Topology"]
+__all__ = ["BlockEdges", "Channels", "Extremum", "Piece", "SparseEdges", "Topology"]
 
 Extremum: TypeAlias = Literal["amax", "amin"]
+Channels: TypeAlias = Literal["last", "first"]
 
 
 class Piece(Protocol):
     """Some of the edges, with all that is needed to read their ends and to reduce what they send.
 
-    Values per edge and ends broadcast against each other; their last axis holds channels.
+    Values per edge and ends broadcast against each other; their channels are where the topology says.
     """
 
     def edges(self, x: Tensor) -> Tensor:
@@ -53,6 +54,11 @@ class Topology(Protocol):
     """Edges between receivers and senders."""
 
     @property
+    def channels(self) -> Channels:
+        """Where tensors have their channels."""
+        ...
+
+    @property
     def has_whole_rows(self) -> bool:
         """Whether all edges of a receiver are in one piece."""
         ...
@@ -72,53 +78,54 @@ class Topology(Protocol):
 
 @dataclass(frozen=True)
 class _BlockPiece:
-    """Rows of some matrices."""
+    """Rows of some matrices; ``lead`` is the channel axis where that comes first."""
 
+    lead: tuple[slice, ...]
     matrices: slice
     rows: slice
 
     def edges(self, x: Tensor) -> Tensor:
-        return x[self.matrices, self.rows]
+        return x[*self.lead, self.matrices, self.rows]
 
     def receivers(self, x: Tensor) -> Tensor:
-        return x[self.matrices, self.rows].unsqueeze(2)
+        return x[*self.lead, self.matrices, self.rows].unsqueeze(2 + len(self.lead))
 
     def senders(self, x: Tensor) -> Tensor:
-        return x[self.matrices].unsqueeze(1)
+        return x[*self.lead, self.matrices].unsqueeze(1 + len(self.lead))
 
     def add_to_receivers(self, total: Tensor, sent: Tensor) -> None:
-        total[self.matrices, self.rows] += sent.sum(2)
+        total[*self.lead, self.matrices, self.rows] += sent.sum(2 + len(self.lead))
 
     def add_to_senders(self, total: Tensor, sent: Tensor) -> None:
-        total[self.matrices] += sent.sum(1)
+        total[*self.lead, self.matrices] += sent.sum(1 + len(self.lead))
 
     def extreme_to_receivers(self, extreme: Tensor, sent: Tensor, how: Extremum) -> None:
-        extreme[self.matrices, self.rows] = getattr(sent, how)(2)
+        extreme[*self.lead, self.matrices, self.rows] = getattr(sent, how)(2 + len(self.lead))
 
 
 class _WholeBlocks(_BlockPiece):
     """All rows of all matrices, without slices, which torch differentiates by copies."""
 
-    def __init__(self) -> None:
-        super().__init__(slice(None), slice(None))
+    def __init__(self, lead: tuple[slice, ...]) -> None:
+        super().__init__(lead, slice(None), slice(None))
 
     def edges(self, x: Tensor) -> Tensor:
         return x
 
     def receivers(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(2)
+        return x.unsqueeze(2 + len(self.lead))
 
     def senders(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(1)
+        return x.unsqueeze(1 + len(self.lead))
 
     def add_to_receivers(self, total: Tensor, sent: Tensor) -> None:
-        total += sent.sum(2)
+        total += sent.sum(2 + len(self.lead))
 
     def add_to_senders(self, total: Tensor, sent: Tensor) -> None:
-        total += sent.sum(1)
+        total += sent.sum(1 + len(self.lead))
 
     def extreme_to_receivers(self, extreme: Tensor, sent: Tensor, how: Extremum) -> None:
-        extreme.copy_(getattr(sent, how)(2))
+        extreme.copy_(getattr(sent, how)(2 + len(self.lead)))
 
 
 @dataclass(frozen=True)
@@ -129,14 +136,18 @@ class BlockEdges:
         matrices: ``M``: networks times groups.
         receivers: ``R``, rows of a matrix.
         senders: ``S``, columns of a matrix.
+        channels: ``"last"``, or ``"first"``, which is faster below 64 channels: sums and products then run along the
+            edges. Messages must be made for it (:class:`EdgeMlp` is); the softmax reduction and kernels are not.
 
     Shape:
-        - edges: ``(M, R, S, C)``; receivers: ``(M, R, C)``; senders: ``(M, S, C)``.
+        - edges: ``(M, R, S, C)``; receivers: ``(M, R, C)``; senders: ``(M, S, C)``; or ``(C, M, R, S)``,
+          ``(C, M, R)`` and ``(C, M, S)``.
     """
 
     matrices: int
     receivers: int
     senders: int
+    channels: Channels = "last"
 
     @property
     def has_whole_rows(self) -> bool:
@@ -150,7 +161,7 @@ class BlockEdges:
             "receivers": (receivers, (self.matrices, self.receivers)),
             "senders": (senders, (self.matrices, self.senders)),
         }
-        _check(expected)
+        _check(expected, self.channels)
 
     def kernel_edges(self, device: torch.device) -> KernelEdges:
         """Rectangles: kernels read no index."""
@@ -158,15 +169,15 @@ class BlockEdges:
 
     def pieces(self, count: int | None) -> Iterator[Piece]:
         """Whole matrices, or rows of one matrix."""
-        per_matrix = self.receivers * self.senders
+        per_matrix, lead = self.receivers * self.senders, (slice(None),) * (self.channels == "first")
         if count is None or self.matrices * per_matrix <= count:
-            yield _WholeBlocks()
+            yield _WholeBlocks(lead)
             return
         whole = max(1, count // per_matrix)
         rows = self.receivers if whole > 1 else min(self.receivers, max(1, count // self.senders))
         for m in range(0, self.matrices, whole):
             for r in range(0, self.receivers, rows):
-                yield _BlockPiece(slice(m, m + whole), slice(r, r + rows))
+                yield _BlockPiece(lead, slice(m, m + whole), slice(r, r + rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,6 +276,11 @@ class SparseEdges:
         return _pointers(self.sender, self.num_senders), self.sender.argsort(stable=True)
 
     @property
+    def channels(self) -> Channels:
+        """Always ``"last"``."""
+        return "last"
+
+    @property
     def has_whole_rows(self) -> bool:
         """No: pieces end anywhere."""
         return False
@@ -306,7 +322,9 @@ def _pointers(index: Tensor, size: int) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def _check(expected: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+def _check(expected: dict[str, tuple[Tensor, tuple[int, ...]]], channels: Channels = "last") -> None:
     for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape[:-1]) != shape:
-            raise ShapeError(f"'{name}' must be of shape {(*shape, 'channels')} (got {tuple(tensor.shape)}).")
+        found = tensor.shape[:-1] if channels == "last" else tensor.shape[1:]
+        if tuple(found) != shape:
+            wanted = (*shape, "channels") if channels == "last" else ("channels", *shape)
+            raise ShapeError(f"'{name}' must be of shape {wanted} (got {tuple(tensor.shape)}).")
