@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ from safetensors.torch import load_file
 from benchmarks.engine.environment import environment, lines
 from benchmarks.engine.executors import EXECUTORS
 from benchmarks.engine.graphs import CASES, CHANNELS, write_resnet
-from benchmarks.metanet_speed import ALLOCATORS
+from benchmarks.engine.process import ALLOCATORS, Process
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "message_passing.json"
@@ -45,44 +44,23 @@ AIMS = {"blocks": (6.0, 0.25), "fold": (6.0, 0.25), "sparse": (3.0, None)}
 """Times as fast as MetaLayer, and share of its memory."""
 
 
-class Worker:
+class Worker(Process):
     """An executor in a process of its own, and what its calls took."""
 
     def __init__(self, case: str, executor: str, allocator: str, threads: int, resnet: str) -> None:
         self.executor = executor
         self.calls: dict[str, list[dict[str, float]]] = {action: [] for action in ACTIONS}
         order = {"case": case, "executor": executor, "threads": threads, "resnet": resnet}
-        limits = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.engine.worker", json.dumps(order)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-            env={**os.environ, **limits, **ALLOCATORS[allocator]},
-        )  # fmt: skip
-        self.size = self._reply()
+        super().__init__(executor, "benchmarks.engine.worker", order, allocator)
 
-    def _reply(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"'{self.executor}' stopped; its message is above.")
-        return json.loads(line)
-
-    def ask(self, **action: Any) -> dict[str, Any]:
+    def say(self, **action: Any) -> dict[str, Any]:
         """Let it do something, and wait for what it says."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(action) + "\n")
-        self.process.stdin.flush()
-        return self._reply()
+        return self.ask(json.dumps(action))
 
     def round(self) -> None:
         """Both calls once."""
         for action in ACTIONS:
-            self.calls[action].append(self.ask(call=action))
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.communicate()
+            self.calls[action].append(self.say(call=action))
 
     def summary(self) -> dict[str, Any]:
         """Medians over the calls but the first."""
@@ -113,7 +91,7 @@ def measure(case: str, allocator: str, rounds: int, threads: int, folder: Path) 
         apart = deviations(workers, case, folder)
         head = {"case": case, "allocator": allocator, "threads": threads, "load": round(os.getloadavg()[0], 1)}
         return [
-            {**head, "executor": w.executor, **w.size, **w.summary(), "deviation": apart.get(w.executor)}
+            {**head, "executor": w.executor, **w.greeting, **w.summary(), "deviation": apart.get(w.executor)}
             for w in workers
         ]
     finally:
@@ -128,12 +106,12 @@ def deviations(workers: list[Worker], case: str, folder: Path) -> dict[str, floa
     references = {}
     for states in {keeps, False}:
         path = folder / "reference.safetensors"
-        workers[0].ask(states=states, path=str(path))
+        workers[0].say(states=states, path=str(path))
         references[states] = load_file(path)
     for worker in workers[1:]:
         states = keeps and worker.executor != "fold"
         path = folder / "answers.safetensors"
-        worker.ask(states=states, path=str(path))
+        worker.say(states=states, path=str(path))
         own, reference = load_file(path), references[states]
         names = own.keys() & reference.keys()
         assert {"nodes", "d nodes", "d first.weight", "d second.weight"} <= names
