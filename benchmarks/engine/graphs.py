@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.peers.case import CASES as NETWORKS
-from benchmarks.peers.case import Case
+from benchmarks.peers.case import CNN, INR, MIXED
 from weightspace.graphs import BlockLayout, EdgeBlock, trace
 from weightspace.graphs.message_passing import BlockEdges
 from weightspace.layers import Wires, block_wires
@@ -18,10 +17,6 @@ from weightspace.layers import Wires, block_wires
 __all__ = ["CASES", "GraphCase", "Graphs", "layouts_of", "write_resnet"]
 
 CHANNELS = 64
-_MIXED = (
-    (1, 8, 8, 10), (1, 8, 16, 10), (1, 16, 16, 10), (1, 16, 32, 10),
-    (1, 16, 16, 16, 10), (1, 8, 16, 32, 10), (1, 12, 24, 24, 10), (1, 24, 24, 24, 10),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,13 +92,13 @@ def layouts_of(case: str, resnet: Path | None = None) -> Graphs:
         assert resnet is not None
         layout = BlockLayout.from_json(json.loads(resnet.read_text()))
         return Graphs(layout.num_nodes, [_edge_per_weight(layout, block) for block in layout.blocks])
-    inr = NETWORKS["A"].traced().layout() if case in ("inr64", "inr512", "tiny") else None
+    inr = INR.traced().layout() if case in ("inr64", "inr512", "tiny") else None
     if inr is not None:
         parts = [(inr, {"inr64": 64, "inr512": 512, "tiny": 1}[case])]
     elif case == "cnn64":
-        parts = [(NETWORKS["B"].traced().layout(), 64)]
+        parts = [(CNN.traced().layout(), 64)]
     else:
-        parts = [(Case("mixed", 1, widths, (2, 1, 32, 32)).traced().layout(), 8) for widths in _MIXED]
+        parts = [(part.traced().layout(), MIXED.batch // len(MIXED.parts)) for part in MIXED.parts]
     start, wires = 0, []
     for layout, networks in parts:
         for w in block_wires(layout, networks):

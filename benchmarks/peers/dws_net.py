@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.case import Case
-from benchmarks.peers.subject import TorchSubject, layers_of, put_on_path
+from benchmarks.peers.subject import TorchSubject, alone, layers_of, put_on_path
 
 
 def build(case: Case, options: dict[str, Any], folder: Path) -> TorchSubject:
@@ -26,4 +26,4 @@ def build(case: Case, options: dict[str, Any], folder: Path) -> TorchSubject:
         given = tuple(w.mT.unsqueeze(-1).contiguous() for w in matrices), tuple(b.unsqueeze(-1) for b in biases)
         return lambda: given
 
-    return TorchSubject(model, prepare)
+    return TorchSubject(model, alone(prepare))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,15 +15,22 @@ from benchmarks.peers.case import Case
 from benchmarks.peers.subject import layers_of
 
 
-def graph_batch(case: Case, weights: dict[str, Tensor], inputs: float, **more: Any) -> Batch:
+def graph_batch(
+    parts: Sequence[tuple[Case, dict[str, Tensor]]], inputs: float, more: Callable[[Case], dict[str, Any]]
+) -> Batch:
     """The batch of graphs; kernels of one position stand in the middle of the largest.
 
     Args:
-        case: Gives the number of neurons of every layer.
-        weights: Batch of state dicts.
+        parts: Architectures, which give the number of neurons of every layer, and the weights of their networks.
         inputs: Feature of the input neurons.
-        more: Further entries of every graph.
+        more: Further entries of the graphs of an architecture.
     """
+    return Batch.from_data_list([graph for case, weights in parts for graph in _graphs(case, weights, inputs, more)])
+
+
+def _graphs(
+    case: Case, weights: dict[str, Tensor], inputs: float, more: Callable[[Case], dict[str, Any]]
+) -> list[Data]:
     matrices, biases = layers_of(weights)
     kernels = [w.flatten(3) if w.ndim > 3 else w.unsqueeze(-1) for w in matrices]
     positions = max(w.shape[-1] for w in kernels)
@@ -33,6 +41,4 @@ def graph_batch(case: Case, weights: dict[str, Tensor], inputs: float, **more: A
     ends = torch.tensor(case.widths).cumsum(0).tolist()
     nodes = [torch.arange(end - width, end) for end, width in zip(ends, case.widths, strict=True)]
     index = torch.cat([torch.cartesian_prod(a, b).T for a, b in pairwise(nodes)], dim=1)
-    return Batch.from_data_list(
-        [Data(x=x[i], edge_index=index, edge_attr=values[i], **more) for i in range(len(values))]
-    )
+    return [Data(x=x[i], edge_index=index, edge_attr=values[i], **more(case)) for i in range(len(values))]

@@ -6,6 +6,7 @@ concatenates both end states with the edge state, as the documentation of ``Meta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torch_geometric.nn import MetaLayer
 from torch_geometric.utils import scatter
 
-from benchmarks.peers.case import Case
+from benchmarks.peers.case import Case, Mixed
 from benchmarks.peers.subject import TorchSubject
 from weightspace.graphs import BlockLayout
 
@@ -42,39 +43,56 @@ class _NodeModel(nn.Module):
 class TextbookGraphNetwork(nn.Module):
     """Rounds of ``MetaLayer`` between an embedding per node and a linear head on the mean of the nodes."""
 
-    def __init__(self, layout: BlockLayout, out_features: int, width: int, rounds: int) -> None:
+    def __init__(self, layouts: Sequence[BlockLayout], out_features: int, width: int, rounds: int) -> None:
         super().__init__()
-        ends = []
-        for block in layout.blocks:
-            source = layout.starts[block.source] + torch.arange(block.inputs).expand(block.out, -1)
-            target = layout.starts[block.target] + torch.arange(block.out)[:, None].expand(-1, block.inputs)
-            ends.append(torch.stack([source.reshape(-1), target.reshape(-1)]))
-        one_way = torch.cat(ends, dim=1)
-        self.edges = torch.cat([one_way, one_way.flip(0)], dim=1)
-        self.positions = max(block.positions for block in layout.blocks)
-        self.layout = layout
-        self.nodes = nn.Parameter(torch.randn(layout.num_nodes, width))
+        self.layouts, self.edges = layouts, [_both_ways(layout) for layout in layouts]
+        self.positions = max(block.positions for layout in layouts for block in layout.blocks)
+        self.nodes = nn.ParameterList(torch.randn(layout.num_nodes, width) for layout in layouts)
         self.lift = nn.Linear(1 + self.positions, width)
         self.rounds = nn.ModuleList(MetaLayer(_EdgeModel(width), _NodeModel(width)) for _ in range(rounds))
         self.head = nn.Linear(width, out_features)
 
-    def forward(self, weights: dict[str, Tensor]) -> Tensor:  # noqa: D102
-        values = [v.flatten(1, 3) for v in self.layout.split(weights) if v is not None]
-        one_way = torch.cat([F.pad(v, (0, self.positions - v.shape[-1])) for v in values], dim=1)
-        batch, half = one_way.shape[:2]
-        direction = one_way.new_ones(batch, 2 * half, 1)
-        direction[:, half:] = -1
-        edges = self.lift(torch.cat([one_way.repeat(1, 2, 1), direction], dim=-1)).flatten(0, 1)
-        x = self.nodes.repeat(batch, 1)
-        shift = torch.arange(batch).repeat_interleave(2 * half) * len(self.nodes)
-        index = self.edges.repeat(1, batch) + shift
+    def forward(self, batch: Sequence[dict[str, Tensor]]) -> Tensor:
+        """Answers for the networks of every layout."""
+        features, index, nodes, of_network = [], [], [], []
+        num_nodes = num_networks = 0
+        for layout, ends, embedding, weights in zip(self.layouts, self.edges, self.nodes, batch, strict=True):
+            values = [v.flatten(1, 3) for v in layout.split(weights) if v is not None]
+            one_way = torch.cat([F.pad(v, (0, self.positions - v.shape[-1])) for v in values], dim=1)
+            networks, half = one_way.shape[:2]
+            direction = one_way.new_ones(networks, 2 * half, 1)
+            direction[:, half:] = -1
+            features.append(torch.cat([one_way.repeat(1, 2, 1), direction], dim=-1).flatten(0, 1))
+            shift = torch.arange(networks).repeat_interleave(2 * half) * len(embedding)
+            index.append(ends.repeat(1, networks) + (shift + num_nodes))
+            nodes.append(embedding.repeat(networks, 1))
+            of_network.append(torch.arange(networks).repeat_interleave(len(embedding)) + num_networks)
+            num_nodes, num_networks = num_nodes + networks * len(embedding), num_networks + networks
+        x, edges, ends = torch.cat(nodes), self.lift(torch.cat(features)), torch.cat(index, dim=1)
         for layer in self.rounds:
-            x, edges, _ = layer(x, index, edges)
-        return self.head(x.view(batch, -1, x.shape[1]).mean(1))
+            x, edges, _ = layer(x, ends, edges)
+        return self.head(scatter(x, torch.cat(of_network), dim=0, dim_size=num_networks, reduce="mean"))
 
 
-def build(case: Case, options: dict[str, Any], folder: Path | None) -> TorchSubject:
+def _both_ways(layout: BlockLayout) -> Tensor:
+    """Senders and receivers of one network, ``(2, E)``: its edges, then the same turned round."""
+    ends = []
+    for block in layout.blocks:
+        source = layout.starts[block.source] + torch.arange(block.inputs).expand(block.out, -1)
+        target = layout.starts[block.target] + torch.arange(block.out)[:, None].expand(-1, block.inputs)
+        ends.append(torch.stack([source.reshape(-1), target.reshape(-1)]))
+    one_way = torch.cat(ends, dim=1)
+    return torch.cat([one_way, one_way.flip(0)], dim=1)
+
+
+def build(case: Case | Mixed, options: dict[str, Any], folder: Path | None) -> TorchSubject:
     """``options``: ``width`` and ``rounds``."""
     del folder
-    model = TextbookGraphNetwork(case.traced().layout(), case.out_features, **options)
-    return TorchSubject(model, lambda weights: lambda: weights)
+    parts = (case,) if isinstance(case, Case) else case.parts
+    model = TextbookGraphNetwork([part.traced().layout() for part in parts], case.out_features, **options)
+
+    def prepare(parts):
+        given = [weights for _, weights in parts]
+        return lambda: given
+
+    return TorchSubject(model, prepare)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.peers.case import Case, weights_of
-from benchmarks.peers.subject import TorchSubject, layers_of, put_on_path
+from benchmarks.peers.subject import TorchSubject, alone, layers_of, put_on_path
 
 
 def build(case: Case, options: dict[str, Any], folder: Path) -> TorchSubject:
@@ -49,4 +49,4 @@ def build(case: Case, options: dict[str, Any], folder: Path) -> TorchSubject:
             inp_enc_cls=partial(layers.GaussianFourierFeatureTransform, mapping_size=fourier) if fourier else None,
             pos_enc_cls=partial(layers.IOSinusoidalEncoding, enc_layers=False) if options.get("places") else None,
         )  # fmt: skip
-    return TorchSubject(model, prepare)
+    return TorchSubject(model, alone(prepare))

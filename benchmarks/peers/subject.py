@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -12,7 +12,12 @@ from unittest.mock import MagicMock
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TorchSubject", "put_on_path", "stub"]
+from benchmarks.peers.case import Case
+
+__all__ = ["Parts", "TorchSubject", "alone", "layers_of", "put_on_path", "stub"]
+
+Parts = Sequence[tuple[Case, dict[str, Tensor]]]
+"""Architectures with the state dicts of their networks."""
 
 
 class TorchSubject:
@@ -20,17 +25,17 @@ class TorchSubject:
 
     Args:
         model: Put in evaluation mode: no dropout; batch norms use their running statistics.
-        prepare: From a batch of state dicts to a function that returns what the model takes. The first is not timed,
-            the second is: it copies where the model writes into its input.
+        prepare: From the networks of every architecture to a function that returns what the model takes. The first is
+            not timed, the second is: it copies where the model writes into its input.
     """
 
-    def __init__(self, model: nn.Module, prepare: Callable[[dict[str, Tensor]], Callable[[], Any]]) -> None:
+    def __init__(self, model: nn.Module, prepare: Callable[[Parts], Callable[[], Any]]) -> None:
         self.model, self.prepare = model.eval(), prepare
         self.parameters = sum(p.numel() for p in model.parameters())
 
-    def load(self, weights: dict[str, Tensor]) -> None:
+    def load(self, parts: Parts) -> None:
         """Take this batch from now on."""
-        self.inputs = self.prepare(weights)
+        self.inputs = self.prepare(parts)
 
     def forward(self) -> None:
         """Answers, no gradient."""
@@ -41,6 +46,16 @@ class TorchSubject:
         """Answers and the gradient of all parameters."""
         self.model.zero_grad()
         self.model(self.inputs()).square().mean().backward()
+
+
+def alone(prepare: Callable[[dict[str, Tensor]], Callable[[], Any]]) -> Callable[[Parts], Callable[[], Any]]:
+    """The same for batches of one architecture."""
+
+    def of(parts: Parts) -> Callable[[], Any]:
+        ((_, weights),) = parts
+        return prepare(weights)
+
+    return of
 
 
 def layers_of(weights: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:

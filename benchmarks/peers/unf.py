@@ -13,10 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from benchmarks.peers.case import Case, weights_of
-from benchmarks.peers.subject import layers_of, put_on_path
+from benchmarks.peers.subject import Parts, layers_of, put_on_path
 
 
 class JaxSubject:
@@ -27,8 +25,9 @@ class JaxSubject:
         self.apply, self.values, self.prepare = apply, parameters, prepare
         self.parameters = sum(leaf.size for leaf in self.jax.tree.leaves(parameters))
 
-    def load(self, weights: dict[str, Tensor]) -> None:
+    def load(self, parts: Parts) -> None:
         """Take this batch from now on; compiles."""
+        ((_, weights),) = parts
         self.given = self.prepare(weights)
         square = lambda values, given: (self.apply(values, given) ** 2).mean()  # noqa: E731
         self.run = self.jax.jit(self.apply).lower(self.values, self.given).compile()

@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.peers.case import CASES, weights_of
+from benchmarks.peers.case import CASES, Case, Mixed, ResNet50, parts_of, weights_of
 
 MIB = 1 << 20
 
@@ -25,6 +26,11 @@ MIB = 1 << 20
 def resident() -> int:
     """Bytes this process holds."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def addressed() -> int:
+    """Bytes of addresses this process has, used or not."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def forget_peak() -> None:
@@ -48,6 +54,16 @@ def timed(action: Callable[[], None]) -> dict[str, float]:
     return taken | {"mib": (peak() - before) / MIB}
 
 
+def outgrown(error: Exception) -> bool:
+    """Whether memory was missing."""
+    return isinstance(error, MemoryError) or any(word in str(error) for word in ("allocate memory", "Out of memory"))
+
+
+def batch_of(case: Case | Mixed | ResNet50, networks: int) -> list[Any]:
+    """What a subject loads."""
+    return [(case, weights_of(case, networks))] if isinstance(case, ResNet50) else parts_of(case, networks)
+
+
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what the model prints is no reply
@@ -59,14 +75,21 @@ def main() -> None:
         sys.path += [str(path) for path in folder.glob("venv/lib/python*/site-packages")]
     case = CASES[row["case"]]
     subject = importlib.import_module(f"benchmarks.peers.{row['maker']}").build(case, row["options"], folder)
-    subject.load(weights_of(case, 2))
+    subject.load(batch_of(case, 2))
     subject.forward()
     subject.step()
-    subject.load(weights_of(case, row["networks"]))
+    subject.load(batch_of(case, row["networks"]))
     ctypes.CDLL(None).malloc_trim(0)  # free memory of the set-up would hide what the first call takes
+    resource.setrlimit(resource.RLIMIT_AS, (addressed() + row["limit"], resource.RLIM_INFINITY))
     replies.write(json.dumps({"parameters": subject.parameters}) + "\n")
     for line in sys.stdin:
-        replies.write(json.dumps(timed(getattr(subject, line.strip()))) + "\n")
+        try:
+            taken: dict[str, Any] = timed(getattr(subject, line.strip()))
+        except (RuntimeError, MemoryError) as error:
+            if not outgrown(error):
+                raise
+            taken = {"outgrown": row["limit"]}
+        replies.write(json.dumps(taken) + "\n")
 
 
 if __name__ == "__main__":
