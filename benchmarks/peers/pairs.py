@@ -178,11 +178,11 @@ def _mixed() -> Pair:
 
 
 def _resnet() -> Pair:
-    """A ResNet-50: 25.6 million weights between 26,000 and 27,000 channels; no public code reads it."""
-    lean = {"width": 32, "heads": 4, "layers": 2, "function_units": 8}
+    """A ResNet-50: 25.6 million weights between 15.4 million pairs of 27,563 channels; no public code reads it."""
     chains = "reads chains of layers: no skip connections, no norms"
-    edges = "and both ends of every edge with its state, 4 x 64 values, take 39 GB"
-    dense = "a dense matrix of channels by channels with 7x7 positions takes 137 GB"
+    dense = "a dense matrix of 27,563 channels by as many with 7x7 positions takes 149 GB"
+    edges = "30.9 million edges both ways: end states, edge states and their concatenation take 47 GB"
+    lean = {"width": 32, "heads": 4, "layers": 2, "function_units": 8}
     return Pair(
         "published",
         "resnet50",
@@ -190,7 +190,10 @@ def _resnet() -> Pair:
         cannot=(
             ("DWSNets", "reads multilayer perceptrons only"),
             ("nfn", chains),
-            ("universal_neural_functional", "161 tensors make 25,921 pairs, each with layers of their own"),
+            (
+                "universal_neural_functional",
+                "not tried: terms for each of 25,921 pairs of tensors in every layer",
+            ),
             ("neural-graphs NG-GNN", dense),
             ("neural-graphs NG-T", dense),
             ("scalegmn", chains),
