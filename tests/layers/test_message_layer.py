@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
 from weightspace.layers import BlockRoles, EdgeFunctions, MessageLayer
-from weightspace.layers.messages.message_layer import _carry_blocks, _carry_edges, _Message
+from weightspace.layers.messages.message_layer import _Message, carry
 
 
 def _carry_loops(functions, values, to):
@@ -42,8 +42,8 @@ def test_both_executors_equal_loops(shape, channels, to, one_state_for_all, seed
     states = 1 if one_state_for_all else batch
     values = torch.randn(states, nodes, heads * channels, generator=generator, dtype=torch.float64)
     expected = _carry_loops(functions, values, to)
-    torch.testing.assert_close(_carry_blocks(functions, values, to), expected)
-    torch.testing.assert_close(_carry_edges(functions, values, to), expected)
+    torch.testing.assert_close(carry(functions, values, to), expected)
+    torch.testing.assert_close(carry(functions, values, to, "sparse"), expected)
 
 
 @pytest.mark.parametrize("width", [8, 32, 256])
@@ -57,7 +57,7 @@ def test_messages_have_unit_second_moment_whatever_the_width_of_the_network(widt
     for i, to in enumerate(("target", "source")):
         way = layer.messages[f"2_{to}"]
         assert isinstance(way, _Message)
-        message = way.write(_carry_blocks(functions(values)[i], way.read(states), to))
+        message = way.write(carry(functions(values)[i], way.read(states), to))
         assert 0.5 < message.square().mean() < 2.0
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import EdgeBlock
-from weightspace.layers.messages.message_layer import SIDES, _carry_blocks
+from weightspace.layers.messages.message_layer import SIDES, carry
 from weightspace.layers.messages.operator_bank import OperatorBank
 from weightspace.layers.messages.streamed_operator import _Grid
 
@@ -25,7 +25,7 @@ def _results(bank, values, source, target, *, stream, chunk=None, kernel=None):
             messages += operator.carry(source, target)
         else:
             pairs = zip(operator, (source, target), SIDES, strict=True)
-            messages += [_carry_blocks(functions, x, to) for functions, x, to in pairs]
+            messages += [carry(functions, x, to) for functions, x, to in pairs]
     inputs = [values, source, target, *bank.parameters()]
     loss = torch.stack([(k + 1) * m.sin().sum() for k, m in enumerate(messages)]).sum()
     return [*messages, *torch.autograd.grad(loss, inputs)]

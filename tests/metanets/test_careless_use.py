@@ -78,7 +78,7 @@ def test_options_are_checked_however_they_are_given():
     with pytest.raises(SpecError, match="'dropout' of metanetwork 'gmn' must be a rate between 0 and 1 .got -0.1"):
         build_metanet("gmn", TRACE, 3, {"dropout": -0.1})
     with pytest.raises(
-        SpecError, match="'executor' of metanetwork 'gmn' must be one of .'blocks', 'edges'. .got 'dense'"
+        SpecError, match="'executor' of metanetwork 'gmn' must be one of .'blocks', 'sparse'. .got 'dense'"
     ):
         build_metanet("gmn", TRACE, 3, {"executor": "dense"})
     with pytest.raises(SpecError, match="'chunk' of metanetwork 'operator' must be a whole number or None"):

@@ -34,7 +34,7 @@ def vit():
 
 @pytest.mark.parametrize("options", [{"global_feature": True}, {"biases": "features"}, {"residual": "dit"}, ALL])
 def test_options_keep_invariance_and_executors(layout_name, layout, options, build, random_weights, permute_neurons):
-    net, slow = build("gmn", layout, **options), build("gmn", layout, **options, executor="edges")
+    net, slow = build("gmn", layout, **options), build("gmn", layout, **options, executor="sparse")
     slow.load_state_dict(net.state_dict())
     weights = random_weights(layout)
     answer = net(weights)

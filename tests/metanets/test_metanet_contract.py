@@ -101,7 +101,7 @@ def test_unknown_names_and_options_are_refused(siren):
     with pytest.raises(SpecError, match="'width' must be a multiple of 'edge_width'"):
         GraphMetanetworkConfig(width=10)
     for config in (OperatorNetConfig, GraphMetanetworkConfig):
-        with pytest.raises(SpecError, match="'executor' must be 'blocks' or 'edges' .got 'dense'"):
+        with pytest.raises(SpecError, match="'executor' must be 'blocks' or 'sparse' .got 'dense'"):
             config(executor="dense")  # pyright: ignore[reportArgumentType]
 
 

@@ -71,7 +71,7 @@ def test_permuting_inputs_or_outputs_changes_the_answer(name, end, build, random
 @pytest.mark.parametrize("name", GRAPH)
 def test_blocks_equal_edge_by_edge_with_gradients(name, layout, build, random_weights):
     weights = {k: w.requires_grad_() for k, w in random_weights(layout, 3).items()}
-    fast, slow = build(name, layout), build(name, layout, executor="edges")
+    fast, slow = build(name, layout), build(name, layout, executor="sparse")
     slow.load_state_dict(fast.state_dict())
     results = []
     for net in (fast, slow):

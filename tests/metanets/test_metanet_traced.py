@@ -78,7 +78,7 @@ def test_answers_are_invariant_under_the_traced_symmetries(name, traced, build, 
 @pytest.mark.parametrize("name", ["operator", "gmn"])
 def test_executors_agree_on_traced_modules(name, traced, build, random_weights):
     layout = traced.layout()
-    fast, slow = build(name, layout), build(name, layout, executor="edges")
+    fast, slow = build(name, layout), build(name, layout, executor="sparse")
     slow.load_state_dict(fast.state_dict())
     weights = random_weights(layout, 2)
     torch.testing.assert_close(slow(weights), fast(weights), rtol=1e-10, atol=1e-10)

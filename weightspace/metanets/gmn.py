@@ -36,7 +36,7 @@ class GraphMetanetworkConfig:
         edge_units: Hidden units of the functions that embed a parameter.
         head_width: Hidden units of the head.
         dropout, head_dropout: Rates inside the node MLPs and the head.
-        executor: ``"blocks"`` or ``"edges"`` (gather and scatter edge by edge: same numbers, slow).
+        executor: ``"blocks"``, or ``"sparse"`` (edges with indices: same numbers, slower).
         biases: ``"nodes"``: biases and norm parameters are edges from nodes of their own (the paper); ``"features"``:
             they enter the first state of the neuron they belong to, and cost nothing in the rounds.
         global_feature: Keep a state of the whole network, which reads all nodes and edges in every round.
@@ -60,7 +60,7 @@ class GraphMetanetworkConfig:
     def __post_init__(self) -> None:
         if self.edge_width < 1 or self.width % self.edge_width:
             raise SpecError(f"'width' must be a multiple of 'edge_width' (got {self.width} and {self.edge_width}).")
-        choices = {"executor": ("blocks", "edges"), "biases": ("nodes", "features"), "residual": ("plain", "dit")}
+        choices = {"executor": ("blocks", "sparse"), "biases": ("nodes", "features"), "residual": ("plain", "dit")}
         for option, (one, other) in choices.items():
             if getattr(self, option) not in (one, other):
                 raise SpecError(f"'{option}' must be '{one}' or '{other}' (got '{getattr(self, option)}').")

@@ -51,7 +51,7 @@ class OperatorNetConfig:
         symmetry: What is respected beside permutations: ``"sign"``, sign flips of neurons behind odd functions (tanh,
             sine); ``"scale"``, positive factors of neurons behind ReLU and its relatives; ``"auto"``, both;
             ``"permutation"``, nothing.
-        executor: ``"blocks"`` or ``"edges"`` (gather and scatter edge by edge: same numbers, slow).
+        executor: ``"blocks"``, or ``"sparse"`` (edges with indices: same numbers, slower).
     """
 
     width: int = 64
@@ -72,8 +72,8 @@ class OperatorNetConfig:
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % self.heads:
             raise SpecError(f"'width' must be a multiple of 'heads' (got {self.width} and {self.heads}).")
-        if self.executor not in ("blocks", "edges"):
-            raise SpecError(f"'executor' must be 'blocks' or 'edges' (got '{self.executor}').")
+        if self.executor not in ("blocks", "sparse"):
+            raise SpecError(f"'executor' must be 'blocks' or 'sparse' (got '{self.executor}').")
         if self.layers < 1:
             raise SpecError(f"'layers' of OperatorNet must be at least 1 (got {self.layers}).")
         if self.symmetry not in get_args(Symmetry):
@@ -254,7 +254,7 @@ class OperatorNet(Metanet):
     def _streamed(self, batch: int) -> set[str]:
         """Keys of the banks whose functions are streamed."""
         banks = {key: cast(OperatorBank, bank) for key, bank in self.banks.items()}
-        if self.executor == "edges" or self.config.chunk == 0:
+        if self.executor == "sparse" or self.config.chunk == 0:
             return set()
         if self.config.chunk is not None:
             return set(banks)

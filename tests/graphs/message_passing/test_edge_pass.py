@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -201,6 +202,54 @@ def test_what_no_kernel_knows_is_named():
         run(EdgeMlp(), BlockEdges(2, 3, 4), edges, receivers, senders, to_receivers=("softmax",), executor="kernels")
     with pytest.raises(SpecError, match="'executor' must be"):
         run(EdgeMlp(), BlockEdges(2, 3, 4), edges, receivers, senders, executor="gpu")
+
+
+@pytest.mark.parametrize("piece", [0, 1, 7, 40, None])
+@pytest.mark.parametrize("name", ["mlp", "relu mlp", "residual mlp", "mlp without states", "no bias", "function"])
+def test_channels_may_come_first(name, piece):
+    def product(edges, receivers, senders):
+        return Sent((edges * senders).tanh() + receivers, edges - senders)
+
+    message, shapes = MESSAGES.get(name, (EdgeMlp(residual=True), [(4, 4), (4, 4)]))
+    message, shapes = (product, []) if name == "function" else (message, shapes)
+    first = product if name == "function" else replace(message, channels="first")
+    tensors = draw((3, 5, 4, 4), (3, 5, 4), (3, 4, 4), *shapes)
+    kwargs = {"to_receivers": ALL, "to_senders": True, "piece": piece}
+    last = run(message, BlockEdges(3, 5, 4), *tensors[:3], tensors[3:], **kwargs)
+    moved = [x.movedim(-1, 0) for x in tensors[:3]]
+    found = run(first, BlockEdges(3, 5, 4, "first"), *moved, tensors[3:], **kwargs)
+    answers = [
+        [x for x in (passed.states, *passed.receivers.values(), passed.senders) if x is not None]
+        for passed in (last, found)
+    ]
+    answers[1] = [x.movedim(0, -1) for x in answers[1]]
+    for a, b in zip(*answers, strict=True):
+        torch.testing.assert_close(a, b)
+    gradients = [torch.autograd.grad(total_of(answer), tensors) for answer in answers]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_kernel_takes_channels_that_come_first():
+    tensors = draw((2, 5, 4, 4), (2, 5, 4), (2, 4, 4), (4, 4), (4, 4), (4,))
+    moved = [x.movedim(-1, 0) for x in tensors[:3]]
+    message, topology = EdgeMlp(residual=True, channels="first"), BlockEdges(2, 5, 4, "first")
+    both = [
+        run(message, topology, *moved, tensors[3:], to_senders=True, executor=executor)
+        for executor in ("pieces", "kernels")
+    ]
+    for a, b in zip(*((p.states, p.receivers["sum"], p.senders) for p in both), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_channels_in_the_wrong_place_are_named():
+    edges, receivers, senders, weight = draw((2, 2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2))
+    with pytest.raises(SpecError, match="needs channels last .got BlockEdges.*channels='first'"):
+        run(EdgeMlp(), BlockEdges(2, 2, 2, "first"), edges, receivers, senders, [weight])
+    with pytest.raises(SpecError, match="Pass BlockEdges.*channels='first'"):
+        run(EdgeMlp(channels="first"), BlockEdges(2, 2, 2), edges, receivers, senders, [weight])
+    with pytest.raises(SpecError, match="'softmax'.* needs channels last"):
+        run(scored, BlockEdges(2, 2, 2, "first"), edges, receivers, senders, [weight], to_receivers=("softmax",))
 
 
 def test_equal_extrema_share_the_derivative_in_every_executor():

@@ -31,13 +31,15 @@ class EdgeMlp:
     Args:
         activation: ``"silu"`` or ``"relu"``.
         residual: Add the old state.
+        channels: Where the states have them, as the topology says.
 
     Shape:
-        - parameters: ``W_e (H, C)``, and ``W_2 (C', H)``, ``b (C')`` where the edges keep states.
+        - parameters: ``W_e (H, C)``, and ``W_2 (C', H)`` where the edges keep states, with or without ``b (C')``.
     """
 
     activation: Literal["silu", "relu"] = "silu"
     residual: bool = False
+    channels: Literal["last", "first"] = "last"
 
     def __call__(self, edges: Tensor, receivers: Tensor, senders: Tensor, *parameters: Tensor) -> Sent:
         """Of some edges."""
@@ -46,44 +48,54 @@ class EdgeMlp:
         hidden = act(hidden, inplace=not hidden.requires_grad)
         if len(parameters) == 1:
             return Sent(hidden)
-        state = F.linear(hidden, *parameters[1:])
-        return Sent(hidden, state + edges if self.residual else state)
+        state = self._map(hidden, *parameters[1:])
+        return Sent(hidden, state.add_(edges) if self.residual else state)
 
     def _before(self, edges: Tensor, receivers: Tensor, senders: Tensor, weight: Tensor) -> Tensor:
-        hidden = (edges.flatten(0, -2) @ weight.T).view(*edges.shape[:-1], len(weight))
+        hidden = self._map(edges, weight)
         if peek_interpreter_stack() is not None:  # vmap may see more ends than edges
             return hidden + receivers + senders
         return hidden.add_(receivers).add_(senders)
+
+    def _map(self, states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """A linear map of the channels."""
+        if self.channels == "last":
+            return F.linear(states.flatten(0, -2), weight, bias).view(*states.shape[:-1], len(weight))
+        flat = states.flatten(1)
+        mapped = weight @ flat if bias is None else torch.addmm(bias.unsqueeze(1), weight, flat)
+        return mapped.view(len(weight), *states.shape[1:])
+
+    def _outer(self, one: Tensor, other: Tensor) -> Tensor:
+        """Sum of ``one other^T`` over the edges."""
+        if self.channels == "last":
+            return one.flatten(0, -2).T @ other.flatten(0, -2)
+        return one.flatten(1) @ other.flatten(1).T
 
     def pull(
         self, pull: Pull, needed: Sequence[bool], edges: Tensor, receivers: Tensor, senders: Tensor, *parameters: Tensor
     ) -> list[Tensor | None]:
         """Derivatives by the arguments, with few passes over the edges."""
-        weight, state = parameters[0], pull.state
+        (weight, *readout), state = parameters, pull.state
         before = self._before(edges, receivers, senders, weight)
         hidden = F.silu(before) if self.activation == "silu" else F.relu(before)
-        flat, on_readout = hidden.flatten(0, -2), []
-        if len(parameters) > 1:
-            if state is None:
-                on_readout, gradient = [None, None], torch.zeros_like(hidden)
-            else:
-                on_state = state.flatten(0, -2)
-                on_readout = [on_state.T @ flat, on_state.sum(0)]
-                gradient = (on_state @ parameters[1]).view(hidden.shape)
-        else:
+        if state is None or not readout:
+            on_readout: list[Tensor | None] = [None, None]
             gradient = torch.zeros_like(hidden)
+        else:
+            places = tuple(range(state.ndim - 1)) if self.channels == "last" else tuple(range(1, state.ndim))
+            on_readout = [self._outer(state, hidden), state.sum(places) if len(readout) > 1 else None]
+            gradient = self._map(state, readout[0].T)
         gradient = pull.add_to(gradient, hidden)
         if self.activation == "silu":
             gradient = torch.ops.aten.silu_backward(gradient, before)
         else:
             gradient = torch.ops.aten.threshold_backward(gradient, before, 0)
-        rows = gradient.view(flat.shape)
         on_edges = None
         if needed[0]:
-            on_edges = (rows @ weight).view(edges.shape)
+            on_edges = self._map(gradient, weight.T)
             if self.residual and state is not None:
                 on_edges += state
-        return [on_edges, gradient, gradient, rows.T @ edges.flatten(0, -2), *on_readout]
+        return [on_edges, gradient, gradient, self._outer(gradient, edges), *on_readout][: len(needed)]
 
     def kernel(
         self,
@@ -98,7 +110,7 @@ class EdgeMlp:
         """The whole pass on flat tensors, for sums only."""
         if not set(to_receivers) <= {"sum"}:
             return None
-        out_weight, out_bias = parameters[1:] or (None, None)
+        out_weight, out_bias = (*parameters[1:], None, None)[:2]
         states, received, sent = kernels.edge_pass(
             edges,
             parameters[0],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, Protocol, TypeAlias
+from functools import cached_property, lru_cache
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from torch import Tensor
 from weightspace.errors import ShapeError
 from weightspace.graphs.message_passing.kernels.edge_lists import KernelEdges
 
-__all__ = ["BlockEdges", "Channels", "Extremum", "Piece", "SparseEdges", "Topology"]
+__all__ = ["BlockEdges", "Extremum", "Piece", "SparseEdges", "Topology", "state_shape"]
 
+T = TypeVar("T", int, str)
 Extremum: TypeAlias = Literal["amax", "amin"]
-Channels: TypeAlias = Literal["last", "first"]
 
 
 class Piece(Protocol):
@@ -24,6 +24,11 @@ class Piece(Protocol):
 
     Values per edge and ends broadcast against each other; their channels are where the topology says.
     """
+
+    @property
+    def begun(self) -> Tensor | None:
+        """The receiver that earlier pieces may have reached, as an index; ``None`` where they reached others."""
+        ...
 
     def edges(self, x: Tensor) -> Tensor:
         """The edges of the piece."""
@@ -54,8 +59,8 @@ class Topology(Protocol):
     """Edges between receivers and senders."""
 
     @property
-    def channels(self) -> Channels:
-        """Where tensors have their channels."""
+    def channel_axis(self) -> int:
+        """Which axis of states holds channels, -1 or 0."""
         ...
 
     @property
@@ -83,6 +88,10 @@ class _BlockPiece:
     lead: tuple[slice, ...]
     matrices: slice
     rows: slice
+
+    @property
+    def begun(self) -> Tensor | None:
+        return None
 
     def edges(self, x: Tensor) -> Tensor:
         return x[*self.lead, self.matrices, self.rows]
@@ -147,7 +156,12 @@ class BlockEdges:
     matrices: int
     receivers: int
     senders: int
-    channels: Channels = "last"
+    channels: Literal["last", "first"] = "last"
+
+    @property
+    def channel_axis(self) -> int:
+        """The last, or the first."""
+        return -1 if self.channels == "last" else 0
 
     @property
     def has_whole_rows(self) -> bool:
@@ -161,7 +175,11 @@ class BlockEdges:
             "receivers": (receivers, (self.matrices, self.receivers)),
             "senders": (senders, (self.matrices, self.senders)),
         }
-        _check(expected, self.channels)
+        _check(expected, self.channel_axis)
+
+    def as_sparse(self, device: torch.device) -> SparseEdges:
+        """The same edges with indices, in the order ``(M, R, S)``."""
+        return _sparse(self.matrices, self.receivers, self.senders, device)
 
     def kernel_edges(self, device: torch.device) -> KernelEdges:
         """Rectangles: kernels read no index."""
@@ -169,7 +187,7 @@ class BlockEdges:
 
     def pieces(self, count: int | None) -> Iterator[Piece]:
         """Whole matrices, or rows of one matrix."""
-        per_matrix, lead = self.receivers * self.senders, (slice(None),) * (self.channels == "first")
+        per_matrix, lead = self.receivers * self.senders, (slice(None),) * (1 + self.channel_axis)
         if count is None or self.matrices * per_matrix <= count:
             yield _WholeBlocks(lead)
             return
@@ -187,6 +205,10 @@ class _SparsePiece:
     part: slice
     receiver: Tensor
     sender: Tensor
+
+    @property
+    def begun(self) -> Tensor | None:
+        return self.receiver[:1] if self.part.start else None
 
     def edges(self, x: Tensor) -> Tensor:
         return x[self.part]
@@ -276,9 +298,9 @@ class SparseEdges:
         return _pointers(self.sender, self.num_senders), self.sender.argsort(stable=True)
 
     @property
-    def channels(self) -> Channels:
-        """Always ``"last"``."""
-        return "last"
+    def channel_axis(self) -> int:
+        """The last."""
+        return -1
 
     @property
     def has_whole_rows(self) -> bool:
@@ -286,7 +308,11 @@ class SparseEdges:
         return False
 
     def reversed(self) -> SparseEdges:
-        """The edges in the other direction; ``order`` is their place among these."""
+        """The edges in the other direction, sorted at the first call; ``order`` is their place among these."""
+        return self._reversed
+
+    @cached_property
+    def _reversed(self) -> SparseEdges:
         return SparseEdges.of(torch.stack([self.receiver, self.sender]), self.num_senders, self.num_receivers)
 
     def check(self, edges: Tensor, receivers: Tensor, senders: Tensor) -> None:
@@ -317,14 +343,27 @@ class SparseEdges:
             yield _SparsePiece(part, self.receiver[part], self.sender[part])
 
 
+@lru_cache(maxsize=64)
+def _sparse(matrices: int, receivers: int, senders: int, device: torch.device) -> SparseEdges:
+    with torch.inference_mode(False):  # kept for later calls, which may want derivatives
+        place = torch.arange(matrices * receivers * senders, device=device)
+        matrix, sender = place // (receivers * senders), place % senders
+        return SparseEdges(place // senders, matrix * senders + sender, matrices * receivers, matrices * senders)
+
+
 def _pointers(index: Tensor, size: int) -> Tensor:
     counts = torch.bincount(index, minlength=size)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def _check(expected: dict[str, tuple[Tensor, tuple[int, ...]]], channels: Channels = "last") -> None:
+def _check(expected: dict[str, tuple[Tensor, tuple[int, ...]]], channel_axis: int = -1) -> None:
     for name, (tensor, shape) in expected.items():
-        found = tensor.shape[:-1] if channels == "last" else tensor.shape[1:]
+        found = tensor.shape[:-1] if channel_axis == -1 else tensor.shape[1:]
         if tuple(found) != shape:
-            wanted = (*shape, "channels") if channels == "last" else ("channels", *shape)
+            wanted = state_shape(shape, "channels", channel_axis)
             raise ShapeError(f"'{name}' must be of shape {wanted} (got {tuple(tensor.shape)}).")
+
+
+def state_shape(places: Sequence[int], channels: T, channel_axis: int) -> tuple[int | T, ...]:
+    """Shape of states with their channels where they belong."""
+    return (*places, channels) if channel_axis == -1 else (channels, *places)

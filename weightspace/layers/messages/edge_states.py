@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
+from weightspace.graphs.message_passing import BlockEdges, EdgeMlp, Sent, edge_pass
 from weightspace.layers.block_roles import collect, nodes_of
 from weightspace.layers.messages.edge_functions import EdgeFunctions
 from weightspace.layers.messages.message_layer import Executor
 
-__all__ = ["EdgeEmbedding", "EdgeUpdate", "joined_edges", "unit_edges"]
+__all__ = ["EdgeEmbedding", "EdgeUpdate", "joined_edges", "unit_edges", "update_edges"]
 
 _EPS = 1e-5
 
@@ -64,14 +67,15 @@ class EdgeUpdate(nn.Module):
 
     .. math:: e_{ij} \leftarrow e_{ij} + W_2\, \mathrm{silu}(W_1 [x_j; x_i; e_{ij}] + c)
 
-    On rectangles the first linear map is split by source, target and edge, so that ends are mapped once per node.
+    The first linear map is split by source, target and edge, so that ends are mapped once per node; the hidden units
+    never exist all at a time.
 
     Args:
         block: The block.
         width: ``C``, channels per node.
         edge_width: ``C_e``, channels per edge.
         normalise: Layer-normalise the edge state that is read (the linear map behind takes the place of the gain).
-        dropout: Rate on the hidden units.
+        dropout: Rate on the change.
         zero_init: Start as the identity.
 
     Shape:
@@ -106,39 +110,68 @@ class EdgeUpdate(nn.Module):
         """New states of the edges of the block."""
         source, target = collect(source, self.source_nodes), collect(target, self.target_nodes)
         batch = max(edges.shape[1], len(source), len(target))
-        if edges.shape[1] < batch:
-            edges = edges.expand(-1, batch, -1, -1, -1, -1)
-        if executor == "edges":
-            return self._edge_by_edge(edges, source.expand(batch, -1, -1), target.expand(batch, -1, -1))
-        channels, _, groups, out, inputs, _ = edges.shape
-        flat = edges.flatten(1)
-        read = unit_edges(edges).flatten(1) if self.normalise else flat
-        from_source = (self.source.weight @ source.flatten(0, 1).T).view(channels, -1, groups, 1, inputs, 1)
-        from_target = (self.target.weight @ target.flatten(0, 1).T).add_(self.target.bias[:, None])
-        hidden = (self.edge.weight @ read).view(edges.shape)
-        hidden = F.silu(hidden.add_(from_source).add_(from_target.view(channels, -1, groups, out, 1, 1)))
-        hidden = self.dropout(hidden)
-        return (self.out.weight @ hidden.flatten(1)).add_(flat).view(edges.shape)
-
-    def _edge_by_edge(self, edges: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """The same edge by edge: gather both ends, concatenate, two linear maps. Plain and slow; the twin."""
-        _, _, groups, out, inputs, positions = edges.shape
-        axes = (torch.arange(size, device=edges.device) for size in (groups, out, inputs, positions))
-        g, o, i, _ = (index.reshape(-1) for index in torch.meshgrid(*axes, indexing="ij"))
-        states = edges.flatten(2).permute(1, 2, 0)
-        read = F.layer_norm(states, states.shape[-1:], eps=_EPS) if self.normalise else states
-        ends = [source[:, g * inputs + i], target[:, g * out + o], read]
-        weight = torch.cat([self.source.weight, self.target.weight, self.edge.weight], dim=1)
-        hidden = F.silu(F.linear(torch.cat(ends, dim=-1), weight, self.target.bias))
-        new = states + self.out(self.dropout(hidden))
-        return new.permute(2, 0, 1).reshape(edges.shape)
+        edges = edges.expand(-1, batch, -1, -1, -1, -1)
+        from_source, from_target = (
+            (x @ linear.weight.T).expand(batch, -1, -1).flatten(0, 1)
+            for x, linear in ((source, self.source), (target, self.target))
+        )
+        dropped = self.training and self.dropout.p > 0
+        changed = update_edges(
+            edges,
+            from_target + self.target.bias,
+            from_source,
+            (self.edge.weight, self.out.weight),
+            normalise=self.normalise,
+            residual=not dropped,
+            executor=executor,
+        )
+        return edges + self.dropout(changed) if dropped else changed
 
 
-def unit_edges(
+def update_edges(
     edges: Tensor,  # shape: (C_e, B, G, O, I, K)
-) -> Tensor:
+    at_target: Tensor,  # shape: (B * G * O, C_e)
+    at_source: Tensor,  # shape: (B * G * I, C_e)
+    parameters: Sequence[Tensor],
+    *,
+    normalise: bool = False,
+    residual: bool = True,
+    executor: Executor = "blocks",
+) -> Tensor:  # shape: (C_e, B, G, O, I, K)
+    """New states of the edges of a block by :class:`~weightspace.graphs.message_passing.EdgeMlp`."""
+    _, batch, groups, out, inputs, positions = edges.shape
+    at_source = at_source.repeat_interleave(positions, dim=0) if positions > 1 else at_source
+    block = BlockEdges(batch * groups, out, inputs * positions, channels="first")
+    mlp = EdgeMlp(residual=residual, channels="last" if executor == "sparse" else "first")
+    message = _Normalised(mlp) if normalise else mlp
+    if executor == "sparse":
+        topology, flat = block.as_sparse(edges.device), edges.flatten(1).T
+        new = edge_pass(message, topology, flat, at_target, at_source, parameters, to_receivers=()).states
+        assert new is not None  # there is a second linear map
+        return new.T.reshape(edges.shape)
+    rectangles = edges.reshape(len(edges), batch * groups, out, -1)
+    at_rows, at_columns = (x.T.reshape(x.shape[1], batch * groups, -1) for x in (at_target, at_source))
+    new = edge_pass(message, block, rectangles, at_rows, at_columns, parameters, to_receivers=()).states
+    assert new is not None
+    return new.view(edges.shape)
+
+
+@dataclass(frozen=True)
+class _Normalised:
+    """A message that reads layer-normalised edge states."""
+
+    message: EdgeMlp
+
+    def __call__(self, edges: Tensor, receivers: Tensor, senders: Tensor, *parameters: Tensor) -> Sent:
+        read = unit_edges(edges, dim=0 if self.message.channels == "first" else -1)
+        state = replace(self.message, residual=False)(read, receivers, senders, *parameters).state
+        assert state is not None  # there is a second linear map
+        return Sent(state=state + edges if self.message.residual else state)
+
+
+def unit_edges(edges: Tensor, dim: int = 0) -> Tensor:
     """Edge states at mean 0 and variance 1 over the channels."""
-    variance, mean = torch.var_mean(edges, dim=0, correction=0, keepdim=True)
+    variance, mean = torch.var_mean(edges, dim=dim, correction=0, keepdim=True)
     return (edges - mean) * (variance + _EPS).rsqrt()
 
 

@@ -8,16 +8,16 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch_geometric.utils import scatter as pyg_scatter
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
+from weightspace.graphs.message_passing import BlockEdges, gated_sum
 from weightspace.layers.block_roles import Side, collect, nodes_of, scatter
 from weightspace.layers.messages.node_update import NodeUpdate
 from weightspace.layers.messages.streamed_operator import StreamedOperator
 
-__all__ = ["Executor", "MessageLayer"]
+__all__ = ["Executor", "MessageLayer", "carry"]
 
-Executor = Literal["blocks", "edges"]
+Executor = Literal["blocks", "sparse"]
 SIDES: tuple[Side, Side] = ("target", "source")
 
 
@@ -63,35 +63,24 @@ def _carry(
     if isinstance(functions, StreamedOperator):
         carried = functions.carry(values["target"], values["source"])
         return dict(zip(SIDES, carried, strict=True))
-    carry = _carry_blocks if executor == "blocks" else _carry_edges
-    return {to: carry(functions[SIDES.index(to)], x, to) for to, x in values.items()}
+    return {to: carry(functions[SIDES.index(to)], x, to, executor) for to, x in values.items()}
 
 
-def _carry_blocks(functions: Tensor, values: Tensor, to: Side) -> Tensor:
-    """One matrix product per head, network and group; a plain product where a neuron hears one other."""
+def carry(
+    functions: Tensor,  # shape: (heads, B, G, O, I)
+    values: Tensor,  # shape: (B, G * I, C) towards the target, (B, G * O, C) towards the source
+    to: Side,
+    executor: Executor = "blocks",
+) -> Tensor:  # shape: (B, G * O, C), or (B, G * I, C)
+    """States on one side of a block, through functions on its edges, of those on the other side."""
     heads, batch, groups, out, inputs = functions.shape
-    read = inputs if to == "target" else out
-    per_head = values.view(len(values), groups, read, heads, -1).permute(3, 0, 1, 2, 4)
-    if read == 1:
-        matrix = functions if to == "target" else functions.transpose(3, 4)
-        carried = matrix * per_head
+    block, end = BlockEdges(batch * groups, out, inputs), "receivers" if to == "target" else "senders"
+    values = values.expand(batch, -1, -1)
+    if executor == "sparse":
+        sums = gated_sum(functions.flatten(1), values.flatten(0, 1), block.as_sparse(values.device), end)
     else:
-        matrix = functions.flatten(0, 2)
-        per_head = per_head.expand(heads, batch, groups, read, -1).reshape(len(matrix), read, -1)
-        carried = torch.bmm(matrix if to == "target" else matrix.transpose(1, 2), per_head)
-    return carried.reshape(heads, batch, -1, per_head.shape[-1]).permute(1, 2, 0, 3).flatten(2)
-
-
-def _carry_edges(functions: Tensor, values: Tensor, to: Side) -> Tensor:
-    """The same sum edge by edge: gather, multiply, scatter. Plain and slow; the twin of the block executor."""
-    heads, batch, groups, out, inputs = functions.shape
-    axes = (torch.arange(size, device=values.device) for size in (groups, out, inputs))
-    g, o, i = (index.reshape(-1) for index in torch.meshgrid(*axes, indexing="ij"))
-    source, target = g * inputs + i, g * out + o
-    read, write, size = (source, target, groups * out) if to == "target" else (target, source, groups * inputs)
-    per_edge = functions.reshape(heads, batch, -1, 1).permute(1, 2, 0, 3)
-    messages = per_edge * values[:, read].unflatten(-1, (heads, -1))
-    return pyg_scatter(messages.flatten(2), write, dim=1, dim_size=size, reduce="sum")
+        sums = gated_sum(functions.flatten(1, 2), values.reshape(batch * groups, -1, values.shape[2]), block, end)
+    return sums.view(batch, -1, sums.shape[-1])
 
 
 class MessageLayer(nn.Module):

@@ -9,26 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.layers.block_roles import Side, collect, scatter
+from weightspace.layers.messages.edge_states import update_edges
+from weightspace.layers.messages.message_layer import SIDES, carry
 from weightspace.layers.mixed.shared_banks import TypedLinear
 from weightspace.layers.mixed.shared_plan import BlockPlan, SharedPlan
 
-__all__ = ["SharedEdgeUpdate", "SharedMessages", "carry"]
+__all__ = ["SharedEdgeUpdate", "SharedMessages"]
 
-SIDES: tuple[Side, Side] = ("target", "source")
 OTHER: dict[Side, Side] = {"target": "source", "source": "target"}
-
-
-def carry(
-    functions: Tensor,  # shape: (heads, B, G, O, I)
-    values: Tensor,  # shape: (B, G * I, C) towards the target, (B, G * O, C) towards the source
-    to: Side,
-) -> Tensor:  # shape: (B, G * O, C), or (B, G * I, C)
-    """Head ``h`` of the values through matrix ``h`` of every group: one batched matrix product."""
-    heads, batch, groups, out, inputs = functions.shape
-    matrix = functions if to == "target" else functions.transpose(3, 4)
-    per_head = values.view(batch, groups, matrix.shape[4], heads, -1).permute(3, 0, 1, 2, 4)
-    carried = matrix * per_head if matrix.shape[4] == 1 else torch.matmul(matrix, per_head)
-    return carried.permute(1, 2, 3, 0, 4).reshape(batch, groups * matrix.shape[3], -1)
 
 
 def _pass_on(values: Tensor, plan: BlockPlan, to: Side) -> Tensor:
@@ -127,17 +115,14 @@ class SharedEdgeUpdate(nn.Module):
         result = {}
         for entry in plan.operators:
             old, ends, block = edges[entry.number], plan.ends(entry.number), entry.block
-            channels, _, groups, rows, inputs, _ = old.shape
-
-            def spread(name: str, side: Side, linear: tuple[Tensor, Tensor], ends=ends) -> Tensor:
-                x = F.linear(collect(normed[:, plan.by_name[name].part], ends[side]), *linear)
-                return x.permute(2, 0, 1)
-
-            from_source = spread(block.source, "source", source[entry.type]).unflatten(2, (groups, 1, inputs, 1))
-            from_target = spread(block.target, "target", target[entry.type]).unflatten(2, (groups, rows, 1, 1))
-            flat = old.flatten(1)
-            hidden = torch.addmm(edge[entry.type][1][:, None], edge[entry.type][0], flat).view(old.shape)
-            hidden = F.silu(hidden.add_(from_source).add_(from_target)).view(channels, -1)
-            update = torch.addmm(out[entry.type][1][:, None], out[entry.type][0], hidden)
-            result[entry.number] = old + update.view(old.shape)
+            from_target, from_source = (
+                F.linear(collect(normed[:, plan.by_name[name].part], nodes).flatten(0, 1), *linear[entry.type])
+                for name, nodes, linear in (
+                    (block.target, ends["target"], target),
+                    (block.source, ends["source"], source),
+                )
+            )
+            weight, bias = edge[entry.type]
+            parameters = weight, *out[entry.type]
+            result[entry.number] = update_edges(old, from_target + bias, from_source, parameters)
         return result
