@@ -27,7 +27,12 @@ class TorchSubject:
         model: Put in evaluation mode: no dropout; batch norms use their running statistics.
         prepare: From the networks of every architecture to a function that returns what the model takes. The first is
             not timed, the second is: it copies where the model writes into its input.
+
+    Attributes:
+        warms_up: Whether a small batch goes first, so that nothing done once per process is timed.
     """
+
+    warms_up = True
 
     def __init__(self, model: nn.Module, prepare: Callable[[Parts], Callable[[], Any]]) -> None:
         self.model, self.prepare = model.eval(), prepare

@@ -20,6 +20,8 @@ from benchmarks.peers.subject import Parts, layers_of, put_on_path
 class JaxSubject:
     """A compiled function of weights and parameters, and its gradient."""
 
+    warms_up = False  # it is compiled for the batch, half a minute each time
+
     def __init__(self, apply: Callable[[Any, Any], Any], parameters: Any, prepare: Callable[[Any], Any]) -> None:
         self.jax = import_module("jax")
         self.apply, self.values, self.prepare = apply, parameters, prepare

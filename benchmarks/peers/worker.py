@@ -75,9 +75,10 @@ def main() -> None:
         sys.path += [str(path) for path in folder.glob("venv/lib/python*/site-packages")]
     case = CASES[row["case"]]
     subject = importlib.import_module(f"benchmarks.peers.{row['maker']}").build(case, row["options"], folder)
-    subject.load(batch_of(case, 2))
-    subject.forward()
-    subject.step()
+    if subject.warms_up:
+        subject.load(batch_of(case, 2))
+        subject.forward()
+        subject.step()
     subject.load(batch_of(case, row["networks"]))
     ctypes.CDLL(None).malloc_trim(0)  # free memory of the set-up would hide what the first call takes
     resource.setrlimit(resource.RLIMIT_AS, (addressed() + row["limit"], resource.RLIM_INFINITY))

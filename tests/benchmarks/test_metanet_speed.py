@@ -51,9 +51,8 @@ def test_a_call_that_outgrows_the_limit_is_a_row_that_says_so() -> None:
 
 
 def test_a_worker_that_stops_is_quoted() -> None:
-    order = {"case": "A", "maker": "no_such_code", "options": {}, "networks": 1, "threads": 1, "peers": None}
     with pytest.raises(RuntimeError, match=r"(?s)'gone' stopped:.*no_such_code"):
-        Process("gone", "benchmarks.peers.worker", order)
+        Process("gone", "benchmarks.no_such_code", {"threads": 1})
 
 
 def test_larger_batches_are_left_out_by_what_smaller_ones_took() -> None:
