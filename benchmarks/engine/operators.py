@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from weightspace.graphs.message_passing import BlockEdges, EdgeMlp, ModulatedMessage, Sent, SparseEdges, edge_pass
+from weightspace.graphs.message_passing import (
+    AttentionMessage,
+    BlockEdges,
+    EdgeMlp,
+    ModulatedMessage,
+    Sent,
+    SparseEdges,
+    edge_pass,
+)
 from weightspace.layers import EdgeFunctions, StreamedOperator, Wires
 
 __all__ = ["Ceiling", "Operator", "Work", "ceilings", "operators"]
@@ -135,7 +143,8 @@ def operators() -> dict[str, Operator]:
     index = Wires(blocks, slice(0, nodes), slice(nodes, 2 * nodes)).edge_index(2 * nodes)
     sparse = SparseEdges.of(torch.stack([index[0] - nodes, index[1]]), nodes, nodes)
     flat = [x.detach().flatten(0, -2).requires_grad_() for x in (e, i, j)]
-    first, second, wide = (torch.randn(n, C).div_(8).requires_grad_() for n in (C, C, 2 * C))
+    given = torch.randn(_MATRICES, _SIDE, 2 * C, requires_grad=True)
+    first, second, wide, widest = (torch.randn(n, C).div_(8).requires_grad_() for n in (C, C, 2 * C, 4 * C))
     bias, wide_bias = torch.zeros(C, requires_grad=True), torch.zeros(2 * C, requires_grad=True)
     square, row = 2.0 * C * C, float(FLOAT * C)
 
@@ -163,6 +172,10 @@ def operators() -> dict[str, Operator]:
         "softmax of 8 heads": passing(
             _attend, blocks, (e, i, j), (first,), Work(square, HEADS, row), Work(2 * square, HEADS, 2 * row),
             to_receivers=("softmax",),
+        ),
+        "relational attention, 8 heads": passing(
+            AttentionMessage(C, HEADS), blocks, (e, i, given), (widest, bias),
+            Work(4 * square, HEADS, row), Work(8 * square, HEADS, 2 * row), to_receivers=("softmax",),
         ),
         "sum of rectangles, both ways": passing(_copy, blocks, (e, i, j), (), Work(0, 0, row), Work(0, 0, row), **both),
         "streamed operator": _streamed(),

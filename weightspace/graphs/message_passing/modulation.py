@@ -39,15 +39,21 @@ class ModulatedMessage:
     def pull(
         self, pull: Pull, needed: Sequence[bool], edges: Tensor, receivers: Tensor, senders: Tensor, *parameters: Tensor
     ) -> list[Tensor | None]:
-        """Derivatives by the arguments, with few passes over the edges."""
+        """Derivatives by the arguments, with few passes over the edges.
+
+        Both halves of the derivative by scale and shift are made in place, next to each other for the products.
+        """
         scale, shift = self._modulation(edges, *parameters)
         ends = receivers + senders
-        message = torch.addcmul(shift, scale, ends)
-        on_shift = pull.add_to(torch.zeros_like(message), message)
-        rows = torch.cat([on_shift * ends, on_shift], dim=-1).flatten(0, -2)
-        on_ends = on_shift.mul_(scale)
-        on_edges = (rows @ parameters[0]).view(edges.shape) if needed[0] else None
-        return [on_edges, on_ends, on_ends, rows.T @ edges.flatten(0, -2), rows.sum(0)]
+        message = torch.addcmul(shift, scale, ends, out=shift)
+        rows = edges.new_empty(*edges.shape[:-1], len(parameters[1]))
+        on_scale, on_shift = rows.chunk(2, dim=-1)
+        pull.by_value(message, out=on_shift)
+        torch.mul(on_shift, ends, out=on_scale)
+        on_ends = torch.mul(on_shift, scale, out=ends)
+        flat = rows.flatten(0, -2)
+        on_edges = (flat @ parameters[0]).view(edges.shape) if needed[0] else None
+        return [on_edges, on_ends, on_ends, flat.T @ edges.flatten(0, -2), flat.sum(0)]
 
     def kernel(
         self,

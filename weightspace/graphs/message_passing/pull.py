@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightspace.graphs.message_passing.message import Sent
-from weightspace.graphs.message_passing.reductions import by_head
+from weightspace.graphs.message_passing.reductions import by_head, softmax_weights, sum_by_head
 from weightspace.graphs.message_passing.topology import Piece
 
 __all__ = ["Pull", "count_ties"]
@@ -19,13 +19,12 @@ def count_ties(ties: dict[str, Tensor], piece: Piece, saved: dict[str, Tensor], 
     """How many edges attain the extremum of their receiver."""
     assert value is not None
     for how, total in ties.items():
-        piece.add_to_receivers(total, _is_extreme(value, piece.receivers(saved[how]), how))
+        piece.add_to_receivers(total, _is_extreme(value, piece.receivers(saved[how])))
 
 
-def _is_extreme(value: Tensor, extreme: Tensor, how: str) -> Tensor:
-    """1 where a value is the extremum, 0 elsewhere; by signs, since masks would have to be converted."""
-    below = value - extreme if how == "max" else extreme - value
-    return below.sign_().add_(1)
+def _is_extreme(value: Tensor, extreme: Tensor) -> Tensor:
+    """1 where a value is the extremum, 0 elsewhere; numbers, since masks would have to be converted."""
+    return torch.eq(value, extreme, out=torch.empty_like(value))
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,35 @@ class Pull:
         """By all that is sent."""
         if sent.value is None:
             return Sent(None, self.state)
-        return Sent(self.add_to(torch.zeros_like(sent.value), sent.value, sent.score), self.state, self._score(sent))
+        weight = self.weight(sent.score)
+        on_score = None if weight is None else self.by_score(sent.value, weight)
+        return Sent(self.by_value(sent.value, weight), self.state, on_score)
 
-    def add_to(self, total: Tensor, value: Tensor, score: Tensor | None = None) -> Tensor:
-        """Add the derivative by the value that is reduced, in place."""
+    def weight(self, score: Tensor | None) -> Tensor | None:
+        """Of every edge in the softmax of its receiver, not normalised; ``None`` without a softmax."""
+        return (
+            None if score is None or "top" not in self.saved else softmax_weights(self.piece, score, self.saved["top"])
+        )
+
+    def by_value(self, value: Tensor, weight: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """By the value that is reduced, in a new tensor or in ``out``, begun with what needs no zeros."""
         piece, on = self.piece, self.on
-        if self.ties and self.count_ties:
-            count_ties(self.ties, piece, self.saved, value)
+        total = torch.empty_like(value) if out is None else out
+        if "sum" in on and "square" in on:
+            torch.addcmul(piece.receivers(on["sum"]), value, piece.receivers(on["square"]), value=2, out=total)
+            return self.add_to(total, value, weight, done=("sum", "square"))
+        if "sum" in on:
+            return self.add_to(total.copy_(piece.receivers(on["sum"])), value, weight, done=("sum",))
+        if "weighted" in on and weight is not None:
+            by_head(weight, piece.receivers(on["weighted"]), out=total)
+            return self.add_to(total, value, weight, done=("weighted",))
+        return self.add_to(total.zero_(), value, weight)
+
+    def add_to(
+        self, total: Tensor, value: Tensor, weight: Tensor | None = None, *, done: tuple[str, ...] = ()
+    ) -> Tensor:
+        """Add the derivative by the value that is reduced, in place, but for what is done."""
+        piece, on = self.piece, {name: x for name, x in self.on.items() if name not in done}
         if "sum" in on:
             total += piece.receivers(on["sum"])
         if "senders" in on:
@@ -71,21 +92,20 @@ class Pull:
         if "square" in on:
             total.addcmul_(value, piece.receivers(on["square"]), value=2)
         for how, number in self.ties.items():
-            is_extreme = _is_extreme(value, piece.receivers(self.saved[how]), how)
-            total.addcmul_(is_extreme, piece.receivers(on[how] / number.clamp(min=1)))
-        if "weighted" in on and score is not None:
-            total += by_head(self._weight(score), piece.receivers(on["weighted"]).expand_as(value))
+            is_extreme = _is_extreme(value, piece.receivers(self.saved[how]))
+            if self.count_ties:
+                piece.add_to_receivers(number, is_extreme)
+            share = piece.receivers(on[how]) / piece.receivers(number).clamp(min=1)
+            total.addcmul_(is_extreme, share)
+        if "weighted" in on and weight is not None:
+            total += by_head(weight, piece.receivers(on["weighted"]))
         return total
 
-    def _weight(self, score: Tensor) -> Tensor:
-        return (score - self.piece.receivers(self.saved["top"])).exp()
-
-    def _score(self, sent: Sent) -> Tensor | None:
-        if sent.score is None or sent.value is None or "top" not in self.saved:
-            return None
-        weight, total = self._weight(sent.score), self.on.get("total")
+    def by_score(self, value: Tensor, weight: Tensor) -> Tensor:
+        """By the score of the softmax; the largest score is held fixed."""
+        total = self.on.get("total")
         along = torch.zeros_like(weight) if total is None else self.piece.receivers(total)
         if "weighted" in self.on:
-            each = sent.value * self.piece.receivers(self.on["weighted"])
-            along = along + each.unflatten(-1, (weight.shape[-1], -1)).sum(-1)
+            each = value * self.piece.receivers(self.on["weighted"])
+            along = sum_by_head(each, weight.shape[-1]) + along
         return weight * along

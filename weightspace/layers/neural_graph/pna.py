@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from weightspace.graphs.message_passing import BlockEdges, EdgeMlp, ModulatedMessage, edge_pass
+from weightspace.graphs.message_passing import BlockEdges, EdgeMlp, ModulatedMessage, edge_pass, mean_and_deviation
 from weightspace.layers.moments import SILU_MOMENT, keep_moment_
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph, NodeRange
 from weightspace.layers.neural_graph.node_reduce import NodeReduce
@@ -16,8 +15,6 @@ from weightspace.layers.neural_graph.node_reduce import NodeReduce
 __all__ = ["PrincipalAggregation", "PrincipalConv", "SplitEdgeUpdate"]
 
 STATISTICS = ("sum", "square", "max", "min")
-_VARIANCE_FLOOR = 1e-5
-"""Corso et al. 2020: keeps the derivative of the deviation finite."""
 
 
 class PrincipalAggregation(nn.Module):
@@ -49,9 +46,9 @@ class PrincipalAggregation(nn.Module):
         moments = [torch.cat([part["sum"], part["square"]], dim=-1) for part in parts]
         extrema = [torch.cat([part["max"], -part["min"]], dim=-1) for part in parts]
         is_reached, logs = self.degrees > 0, (self.degrees + 1).log()
-        mean, square = (self.reduce(moments, "sum") / self.degrees.clamp(min=1)).chunk(2, dim=-1)
+        total, square = self.reduce(moments, "sum").chunk(2, dim=-1)
+        mean, deviation = mean_and_deviation({"sum": total, "square": square}, self.degrees)
         top, bottom = torch.where(is_reached, self.reduce(extrema, "amax"), 0.0).chunk(2, dim=-1)
-        deviation = (F.relu(square - mean * mean) + _VARIANCE_FLOOR).sqrt() * is_reached
         columns = torch.cat([mean, -bottom, top, deviation], dim=-1)
         return torch.cat([columns, columns * (logs / logs.mean())], dim=-1)
 

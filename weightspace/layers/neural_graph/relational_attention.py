@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.errors import SpecError
-from weightspace.graphs.message_passing import Sent, by_head, edge_pass
+from weightspace.graphs.message_passing import AttentionMessage, Sent, by_head, edge_pass, softmax_mean
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph, NodeRange
 from weightspace.layers.neural_graph.node_reduce import NodeReduce
 from weightspace.layers.neural_graph.pna import rectangles
@@ -45,19 +45,17 @@ class RelationalAttention(nn.Module):
         SpecError: ``attention_width`` is no multiple of ``heads``.
     """
 
-    is_reached: Tensor
-
     def __init__(self, graph: NeuralGraph, width: int, edge_width: int, attention_width: int, heads: int) -> None:
         super().__init__()
         if heads < 1 or attention_width % heads:
             raise SpecError(f"'attention_width' must be a multiple of 'heads' (got {attention_width} and {heads}).")
         self.heads, self.width = heads, attention_width
+        self.attend = AttentionMessage(attention_width, heads, scale=attention_width**-0.5)
         self.receivers = nn.ModuleList(NodeRange(graph.rows(r, sender=False)) for r in graph.relations)
         self.senders = nn.ModuleList(NodeRange(graph.rows(r, sender=True)) for r in graph.relations)
         self.reduce = NodeReduce(graph)
-        self.register_buffer("is_reached", graph.degrees()[:, None] > 0, persistent=False)
         self.from_node = nn.Linear(width, 3 * attention_width)
-        self.message = _Attend(heads, edge_width, attention_width)
+        self.message = _FromEdges(edge_width, attention_width)
         self.out = nn.Linear(attention_width, width)
         for part in self.from_node.weight.chunk(3):
             nn.init.xavier_uniform_(part)
@@ -68,39 +66,30 @@ class RelationalAttention(nn.Module):
     def forward(self, x: Tensor, edges: Sequence[Tensor]) -> Tensor:
         """What every node receives."""
         query, given = self.from_node(x).split([self.width, 2 * self.width], dim=-1)
-        passed = []
+        parameters, passed = (self.message.from_edge.weight, self.message.modulation), []
         for e, receiver, sender in zip(edges, self.receivers, self.senders, strict=True):
             arguments = rectangles(e, receiver(query), sender(given))
-            found = edge_pass(self.message, *arguments, to_receivers=("softmax",)).receivers
+            found = edge_pass(self.attend, *arguments, parameters, to_receivers=("softmax",)).receivers
             passed.append({name: part.view(len(e), -1, part.shape[-1]) for name, part in found.items()})
         top = self.reduce([part["top"] for part in passed], "amax")
-        top = torch.where(self.is_reached, top, 0.0)
+        top = torch.where(top > -torch.inf, top, 0.0)
         sums = []
         for part, receiver in zip(passed, self.receivers, strict=True):
             shrink = (part["top"] - receiver(top)).exp()
             sums.append(torch.cat([by_head(shrink, part["weighted"]), shrink * part["total"]], dim=-1))
-        carried, total = self.reduce(sums, "sum").split([self.width, self.heads], dim=-1)
-        total = torch.where(self.is_reached, total, 1.0)
-        return self.out((carried.unflatten(-1, (self.heads, -1)) / total.unsqueeze(-1)).flatten(2))
+        weighted, total = self.reduce(sums, "sum").split([self.width, self.heads], dim=-1)
+        return self.out(softmax_mean({"total": total, "weighted": weighted}))
 
 
-class _Attend(nn.Module):
-    """Scores and values of some edges: what the edge adds to query, key and value, and how it modulates the value."""
+class _FromEdges(nn.Module):
+    """What edges add to queries and keys, and how they scale and shift values."""
 
-    def __init__(self, heads: int, edge_width: int, width: int) -> None:
+    def __init__(self, edge_width: int, width: int) -> None:
         super().__init__()
-        self.heads, self.scale, self.numbers = heads, width**-0.5, 4 * width
         self.from_edge = nn.Linear(edge_width, 4 * width, bias=False)
         self.modulation = nn.Parameter(torch.ones(width))
         for part in self.from_edge.weight.chunk(4):
             nn.init.xavier_uniform_(part)
-
-    def forward(self, edges: Tensor, query: Tensor, given: Tensor) -> Sent:
-        on_query, on_key, scale, shift = self.from_edge(edges).chunk(4, dim=-1)
-        key, value = given.chunk(2, dim=-1)
-        product = (query + on_query) * (key + on_key)
-        score = product.unflatten(-1, (self.heads, -1)).sum(-1) * self.scale
-        return Sent(torch.addcmul(shift, value, scale + self.modulation), score=score)
 
 
 class RelationalEdgeUpdate(nn.Module):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.graphs.message_passing.kernels.graphs import GRAPHS, needs_kernels
+from weightspace.graphs.message_passing import AttentionMessage
 from weightspace.graphs.message_passing.kernels import (
     FilmParameters,
     KernelEdges,
@@ -47,7 +48,15 @@ def run_softmax(edges, drawn):
     return segment_softmax(drawn(edges.num_edges, 2), drawn(edges.num_edges, 6), edges.columns)[1:]
 
 
-RUNS = [run_edges, run_films, run_segments, run_softmax, run_operators]
+def run_attention(edges, drawn):
+    ends = drawn(edges.rows.num_owners, 6), drawn(edges.columns.num_owners, 12)
+    tensors = (drawn(edges.num_edges, 5), *ends, drawn(24, 5), drawn(6))
+    passed = AttentionMessage(6, heads=2).kernel(edges, *tensors, to_receivers=("softmax",), to_senders=False)
+    assert passed is not None
+    return [passed.receivers["total"], passed.receivers["weighted"]]
+
+
+RUNS = [run_edges, run_films, run_segments, run_softmax, run_attention, run_operators]
 
 
 def values_and_gradients(run, edges, dtype=torch.float32, device="cpu"):
@@ -111,7 +120,7 @@ assert segment_reduce(torch.ones(6, 1), edges.rows)[0].tolist() == [[3.0], [3.0]
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("run", RUNS[:4])
+@pytest.mark.parametrize("run", RUNS[:-1])
 @pytest.mark.parametrize("shape", [(4, 500, 500), (1, 3, 10**6), (10**5, 4, 3)], ids=["even", "hubs", "short rows"])
 def test_a_million_edges_on_the_device(run, shape):
     on_host = KernelEdges.of_rectangles(*shape)
