@@ -39,7 +39,8 @@ def tensors_of(edges: int, receivers: int, senders: int, **options: Any) -> Any:
 
 
 def run(message: Any, topology: Any, tensors: Any, **options: Any) -> torch.Tensor:
-    passed = edge_pass(message, topology, *tensors[:3], tensors[3:], **{**SOFTMAX, **options})
+    edges, receivers, senders, *parameters = tensors
+    passed = edge_pass(message, topology, edges, receivers, senders, parameters, **{**SOFTMAX, **options})
     return softmax_mean(passed.receivers)
 
 
@@ -120,8 +121,11 @@ def test_other_reductions_beside_the_softmax():
     for how in [("sum",), ("square", "softmax"), ("max", "softmax"), ("sum", "square", "max", "min", "softmax")]:
         answers = []
         for piece in (0, 2, 100):
-            arguments = (*tensors[:3], tensors[3:])
-            passed = edge_pass(MESSAGE, topology, *arguments, to_receivers=how, to_senders=True, piece=piece)
+            edges, receivers, senders, *parameters = tensors
+            passed = edge_pass(
+                MESSAGE, topology, edges, receivers, senders, parameters,
+                to_receivers=how, to_senders=True, piece=piece,
+            )  # fmt: skip
             parts = [passed.receivers[h] for h in how if h != "softmax"] + [passed.senders]
             parts += [softmax_mean(passed.receivers)] if "softmax" in how else []
             answers.append(torch.cat([x for x in parts if x is not None]))

@@ -257,6 +257,7 @@ class _Call:
         if ties and not self.topology.has_whole_rows:
             for piece in self.topology.pieces(count):
                 count_ties(ties, piece, saved, self.message(*self.at(piece, tensors)).value)
+            on = on | {how: on[how] / number.clamp(min=1) for how, number in ties.items()}
         for piece in self.topology.pieces(count):
             pull = Pull(piece, saved, on, ties, self.topology.has_whole_rows)
             made = getattr(self.message, "pull", self._pull)(pull, needed, *self.at(piece, tensors))

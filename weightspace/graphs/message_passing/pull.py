@@ -35,7 +35,7 @@ class Pull:
         piece: The edges.
         saved: Extrema and largest scores at the receivers, by name.
         on: Derivatives by the results, by name: ``states`` shaped as the edges, ``senders`` as the senders, the others
-            as the receivers.
+            as the receivers. Those by extrema are shared among equal ones, once these are counted.
         ties: For ``max`` and ``min``, how many edges attain the extremum of each receiver.
         count_ties: Whether these are still to be counted, which a piece with all edges of its receivers can.
     """
@@ -92,10 +92,10 @@ class Pull:
         if "square" in on:
             total.addcmul_(value, piece.receivers(on["square"]), value=2)
         for how, number in self.ties.items():
-            is_extreme = _is_extreme(value, piece.receivers(self.saved[how]))
+            is_extreme, share = _is_extreme(value, piece.receivers(self.saved[how])), piece.receivers(on[how])
             if self.count_ties:
                 piece.add_to_receivers(number, is_extreme)
-            share = piece.receivers(on[how]) / piece.receivers(number).clamp(min=1)
+                share = share / piece.receivers(number).clamp(min=1)
             total.addcmul_(is_extreme, share)
         if "weighted" in on and weight is not None:
             total += by_head(weight, piece.receivers(on["weighted"]))
