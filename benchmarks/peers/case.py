@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -82,9 +83,14 @@ class ResNet50:
 
     def traced(self) -> BlockLayout:
         """Its blocks, which is the one view that is read."""
-        from benchmarks.operator_scale import model
+        return _resnet_layout()
 
-        return trace(*model("resnet50")).layout()
+
+@cache
+def _resnet_layout() -> BlockLayout:
+    from benchmarks.operator_scale import model
+
+    return trace(*model("resnet50")).layout()
 
 
 def _cnn(name: str, batch: int | None, *widths: int) -> Case:
