@@ -53,16 +53,14 @@ def gated_sum(
     if not heads or values.shape[-1] % heads:
         raise ShapeError(f"The channels of 'values' must be a multiple of the heads (got {values.shape[-1]}, {heads}).")
     if isinstance(topology, BlockEdges):
-        matrices = gates if to == "receivers" else gates.transpose(2, 3)
-        sizes = (topology.receivers, topology.senders)
-        rows, read = sizes if to == "receivers" else sizes[::-1]
-        if matrices.shape[1:] != (topology.matrices, rows, read) or values.shape[:2] != (topology.matrices, read):
+        t = topology
+        read = t.senders if to == "receivers" else t.receivers
+        if gates.shape[1:] != (t.matrices, t.receivers, t.senders) or values.shape[:2] != (t.matrices, read):
             raise ShapeError(
-                f"Gates {tuple(gates.shape)} and values {tuple(values.shape)} do not belong to {topology} with "
-                f"to='{to}': they must be (heads, {topology.matrices}, {sizes[0]}, {sizes[1]}) and "
-                f"({topology.matrices}, {read}, channels)."
+                f"Gates {tuple(gates.shape)} and values {tuple(values.shape)} do not belong to {t} with to='{to}': "
+                f"they must be (heads, {t.matrices}, {t.receivers}, {t.senders}) and ({t.matrices}, {read}, channels)."
             )
-        return _by_matrices(matrices, values)
+        return _by_matrices(gates, values, to)
     if to == "senders":
         topology = topology.reversed()
         gates = gates if topology.order is None else gates[:, topology.order]
@@ -70,16 +68,20 @@ def gated_sum(
     return edge_pass(_Gated(), topology, gates.T, silent, values).receivers["sum"]
 
 
-def _by_matrices(matrices: Tensor, values: Tensor) -> Tensor:
+def _by_matrices(matrices: Tensor, values: Tensor, to: Literal["receivers", "senders"]) -> Tensor:
     """One product per head and matrix; where a node hears one other, number by number."""
-    heads, count, rows, read = matrices.shape
+    heads, count, _, _ = matrices.shape
     per_head = values.unflatten(2, (heads, -1)).permute(2, 0, 1, 3)
-    if read == 1:
-        sums = matrices * per_head
-    else:
-        per_head = per_head.reshape(heads * count, read, -1)
-        sums = torch.bmm(matrices.flatten(0, 1), per_head).view(heads, count, rows, -1)
-    return sums.permute(1, 2, 0, 3).flatten(2)
+    if values.shape[1] == 1:
+        sums = (matrices if to == "receivers" else matrices.transpose(2, 3)) * per_head
+        return sums.permute(1, 2, 0, 3).flatten(2)
+    flat, per_head = matrices.flatten(0, 1), per_head.reshape(heads * count, values.shape[1], -1)
+    if to == "receivers":
+        return torch.bmm(flat, per_head).view(heads, count, -1, per_head.shape[2]).permute(1, 2, 0, 3).flatten(2)
+    # this way round derivatives by the matrices have the layout of the matrices
+    return (
+        torch.bmm(per_head.transpose(1, 2), flat).view(heads, count, -1, flat.shape[2]).permute(1, 3, 0, 2).flatten(2)
+    )
 
 
 class _Gated:
