@@ -166,7 +166,7 @@ def operators() -> dict[str, Operator]:
             EdgeMlp(), blocks, (e, i, j), (first,), Work(square, C, row), Work(2 * square, C, 2 * row), **both
         ),
         "modulation, 4 reductions": passing(
-            ModulatedMessage(), blocks, (e, i, j), (wide, wide_bias),
+            ModulatedMessage(C), blocks, (e, i, j), (wide, wide_bias),
             Work(2 * square, 0, row), Work(4 * square, 0, 2 * row), to_receivers=reductions,
         ),
         "softmax of 8 heads": passing(

@@ -57,7 +57,7 @@ class AttentionMessage:
     def __init__(self, width: int, heads: int, *, scale: float | None = None) -> None:
         if heads < 1 or width < 1 or width % heads:
             raise SpecError(f"'width' must be a positive multiple of 'heads' (got {width} and {heads}).")
-        self.width, self.heads, self.numbers = width, heads, 2 * width
+        self.width, self.heads, self.numbers = width, heads, 4 * width
         self.scale = (width / heads) ** -0.5 if scale is None else scale
 
     def __repr__(self) -> str:

@@ -90,7 +90,7 @@ class PrincipalConv(nn.Module):
         parameters, parts = (self.modulate.weight, self.modulate.bias), []
         for e, receiver, sender in zip(edges, self.receivers, self.senders, strict=True):
             arguments = rectangles(e, receiver(at_receiver), sender(at_sender))
-            passed = edge_pass(ModulatedMessage(), *arguments, parameters, to_receivers=STATISTICS)
+            passed = edge_pass(ModulatedMessage(self.width), *arguments, parameters, to_receivers=STATISTICS)
             parts.append({how: value.view(len(e), -1, self.width) for how, value in passed.receivers.items()})
         return self.update(torch.cat([x, self.aggregate(parts)], dim=-1))
 
