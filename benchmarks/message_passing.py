@@ -10,7 +10,7 @@ tensors are compared with those of MetaLayer in the same run, relative to the la
 The C library gives large blocks back to the system at once and torch faults them in again page by page; rows marked
 ``kept`` run with settings that let it keep them.
 
-    python benchmarks/message_passing.py [--quick] [--cases inr64 mixed] [--allocators default kept] [--markdown]
+    python benchmarks/message_passing.py [--quick] [--cases inr64 mixed] [--allocators default kept] [--compiled]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ if not __package__:  # started by its path: start again as a module, from the ro
 from safetensors.torch import load_file
 
 from benchmarks.engine.environment import environment, lines
-from benchmarks.engine.executors import EXECUTORS
+from benchmarks.engine.executors import COMPILED, EXECUTORS
 from benchmarks.engine.graphs import CASES, CHANNELS, write_resnet
 from benchmarks.engine.process import ALLOCATORS, Process
 
@@ -76,14 +77,16 @@ class Worker(Process):
         return found
 
 
-def measure(case: str, allocator: str, rounds: int, threads: int, folder: Path) -> list[dict[str, Any]]:
+def measure(
+    case: str, executors: Sequence[str], allocator: str, rounds: int, threads: int, folder: Path
+) -> list[dict[str, Any]]:
     """One row per executor of a case."""
     resnet = folder / "resnet50.json"
     if case == "resnet50" and not resnet.exists():
         write_resnet(resnet)
     workers: list[Worker] = []
     try:
-        for executor in CASES[case].executors:
+        for executor in executors:
             workers.append(Worker(case, executor, allocator, threads, str(resnet)))
         for _ in range(1 + rounds):
             for worker in workers:
@@ -109,7 +112,7 @@ def deviations(workers: list[Worker], case: str, folder: Path) -> dict[str, floa
         workers[0].say(states=states, path=str(path))
         references[states] = load_file(path)
     for worker in workers[1:]:
-        states = keeps and worker.executor != "fold"
+        states = keeps and not worker.executor.startswith("fold")
         path = folder / "answers.safetensors"
         worker.say(states=states, path=str(path))
         own, reference = load_file(path), references[states]
@@ -135,6 +138,8 @@ def report(rows: list[dict[str, Any]]) -> None:
             )
         if row["deviation"] is not None:
             line += f"   equal to {row['deviation']:.0e}"
+        if row["compile_s"] is not None:
+            line += f"   compiled in {row['compile_s']:.0f} s of CPU"
         print(line, flush=True)
     if first["executor"] != "pyg":
         print(f"  {_without_pyg(first['edges'])}")
@@ -203,6 +208,7 @@ def main() -> None:
     parser.add_argument("--allocators", nargs="+", default=["default", "kept"], choices=list(ALLOCATORS))
     parser.add_argument("--rounds", type=int, default=5, help="calls after the first one")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compiled", action="store_true", help="the executors under torch.compile too; needs g++")
     parser.add_argument("--quick", action="store_true", help="two rounds, the default allocator only")
     parser.add_argument("--markdown", action="store_true", help="print the table of the documentation, measure nothing")
     args = parser.parse_args()
@@ -218,7 +224,10 @@ def main() -> None:
         for case in args.cases:
             for allocator in args.allocators if case != "resnet50" else args.allocators[:1]:
                 rounds = args.rounds if case != "resnet50" else 1
-                rows = measure(case, allocator, rounds, args.threads, Path(folder))
+                executors = CASES[case].executors
+                if args.compiled and executors[0] == "pyg":
+                    executors += COMPILED
+                rows = measure(case, executors, allocator, rounds, args.threads, Path(folder))
                 report(rows)
                 store(rows, args.threads)
                 wrong += [r for r in rows if r["deviation"] is not None and not r["deviation"] <= TOLERANCE]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch_geometric.utils import scatter
 from benchmarks.engine.graphs import CASES, CHANNELS, layouts_of
 from weightspace.layers import GraphLayer, sparse_wires
 
-__all__ = ["EXECUTORS", "Subject"]
+__all__ = ["COMPILED", "EXECUTORS", "Subject"]
 
 EXECUTORS = {
     "pyg": "PyG MetaLayer",
@@ -22,7 +23,12 @@ EXECUTORS = {
     "blocks": "rectangles, in pieces",
     "sparse": "sparse edges, in pieces",
     "fold": "rectangles, no edge states kept",
+    "pyg_compiled": "PyG MetaLayer, compiled",
+    "compiled": "rectangles, compiled",
+    "fold_compiled": "rectangles, no edge states kept, compiled",
 }
+COMPILED = ("pyg_compiled", "compiled", "fold_compiled")
+"""Those that need a C++ compiler."""
 _Answer = tuple[Tensor, list[Tensor] | None]
 
 
@@ -59,9 +65,10 @@ class Subject:
 
     def __init__(self, case: str, executor: str, resnet: Path | None = None) -> None:
         graphs = layouts_of(case, resnet)
+        self.is_compiled = executor in COMPILED
         found = CASES.get(case)
         channels, self.keep = (found.edge_channels, not found.reads_weights) if found else (CHANNELS, True)
-        self.keep = self.keep and executor != "fold"
+        self.keep = self.keep and not executor.startswith("fold")
         torch.manual_seed(0)
         self.layer = GraphLayer(CHANNELS, channels, CHANNELS)
         self.x = torch.randn(graphs.num_nodes, CHANNELS, requires_grad=True)
@@ -80,9 +87,11 @@ class Subject:
 
     def _prepare(self, graphs, executor: str, flat: Tensor) -> tuple[list[Tensor], Callable[[], _Answer]]:
         """Edge tensors as the executor takes them, and its call."""
-        if executor == "pyg":
+        if executor.startswith("pyg"):
             index, edges = graphs.edge_index, [flat]
-            reference = MetaLayer(_EdgeModel(self.layer), _NodeModel(self.layer))
+            reference: nn.Module = MetaLayer(_EdgeModel(self.layer), _NodeModel(self.layer))
+            if self.is_compiled:
+                reference = cast(nn.Module, torch.compile(reference))
 
             def of_pyg() -> _Answer:
                 x, states, _ = reference(self.x, index, edges[0])
@@ -96,7 +105,8 @@ class Subject:
         else:
             wires, edges = graphs.wires, [e.contiguous() for e in graphs.cut(flat)]
         piece = 0 if executor == "whole" else None
-        return edges, lambda: self.layer(self.x, edges, wires, keep_edges=self.keep, piece=piece)
+        layer = torch.compile(self.layer) if self.is_compiled else self.layer
+        return edges, lambda: layer(self.x, edges, wires, keep_edges=self.keep, piece=piece)
 
     def forward(self) -> None:
         """The answers, no gradient."""
