@@ -110,6 +110,7 @@ def test_pieces_that_are_asked_for_or_needed_are_left_out_of_the_graph(asked, mo
 
     def run(edges, receivers, senders, weight):
         passed = edge_pass(EdgeMlp(), topology, edges, receivers * 2, senders, [weight], to_senders=True, piece=piece)
+        assert passed.senders is not None
         return passed.senders.cos()
 
     recorder = Recorder()
