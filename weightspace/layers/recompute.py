@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
 from torch.utils.checkpoint import checkpoint
+
+from weightspace.graphs.message_passing.func_transforms import is_transformed
 
 __all__ = ["linear_of", "recomputed"]
 
@@ -58,4 +59,4 @@ def linear_of(
 
 def _is_recorded(x: Tensor) -> bool:
     """Whether a backward pass may follow that hooks on saved tensors see."""
-    return torch.is_grad_enabled() and x.requires_grad and peek_interpreter_stack() is None
+    return torch.is_grad_enabled() and x.requires_grad and not is_transformed()

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 
 from weightspace.errors import SpecError
+from weightspace.graphs.message_passing.func_transforms import is_transformed
 from weightspace.graphs.message_passing.kernels import KernelEdges, segment_softmax
 from weightspace.graphs.message_passing.message import Passed, Sent
 from weightspace.graphs.message_passing.pull import Pull
@@ -75,7 +75,7 @@ class AttentionMessage:
         """Query, key, scale and shift of every edge: parts of one tensor where nobody differentiates them."""
         query, key, scale, shift = F.linear(edges, weight).chunk(4, dim=-1)
         at_sender = senders[..., : self.width]
-        if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
+        if torch.is_grad_enabled() or is_transformed():
             return query + receivers, key + at_sender, scale + bias, shift
         return query.add_(receivers), key.add_(at_sender), scale.add_(bias), shift
 
@@ -119,9 +119,10 @@ class AttentionMessage:
         query.copy_(on_query)
         key.copy_(on_key)
         flat = rows.flatten(0, -2)
-        on_edges = (flat @ weight).view(edges.shape) if needed[0] else None
+        if pull.slot is not None:
+            torch.mm(flat, weight, out=pull.slot.view(-1, weight.shape[1]))
         on_bias = scale.flatten(0, -2).sum(0)
-        return [on_edges, on_query, on_senders, flat.T @ edges.flatten(0, -2), on_bias]
+        return [pull.slot, on_query, on_senders, flat.T @ edges.flatten(0, -2), on_bias]
 
     def kernel(
         self,

@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 
 from weightspace.graphs.message_passing import kernels
+from weightspace.graphs.message_passing.func_transforms import is_transformed
 from weightspace.graphs.message_passing.kernels import KernelEdges
 from weightspace.graphs.message_passing.message import Passed, Sent
 from weightspace.graphs.message_passing.pull import Pull
@@ -53,7 +53,7 @@ class EdgeMlp:
 
     def _before(self, edges: Tensor, receivers: Tensor, senders: Tensor, weight: Tensor) -> Tensor:
         hidden = self._map(edges, weight)
-        if peek_interpreter_stack() is not None:  # vmap may see more ends than edges
+        if is_transformed():  # vmap may see more ends than edges
             return hidden + receivers + senders
         return hidden.add_(receivers).add_(senders)
 
@@ -64,6 +64,16 @@ class EdgeMlp:
         flat = states.flatten(1)
         mapped = weight @ flat if bias is None else torch.addmm(bias.unsqueeze(1), weight, flat)
         return mapped.view(len(weight), *states.shape[1:])
+
+    def _into(self, slot: Tensor, states: Tensor, weight: Tensor, add: Tensor | None) -> None:
+        """A linear map of the channels, and what is added to it, written to where it belongs."""
+        if self.channels == "last":
+            out, mapped = slot.view(-1, slot.shape[-1]), (states.flatten(0, -2), weight.T)
+            added = None if add is None else add.flatten(0, -2)
+        else:
+            out, mapped = slot.view(len(slot), -1), (weight, states.flatten(1))
+            added = None if add is None else add.flatten(1)
+        torch.mm(*mapped, out=out) if added is None else torch.addmm(added, *mapped, out=out)
 
     def _outer(self, one: Tensor, other: Tensor) -> Tensor:
         """Sum of ``one other^T`` over the edges."""
@@ -90,12 +100,9 @@ class EdgeMlp:
             gradient = torch.ops.aten.silu_backward(gradient, before)
         else:
             gradient = torch.ops.aten.threshold_backward(gradient, before, 0)
-        on_edges = None
-        if needed[0]:
-            on_edges = self._map(gradient, weight.T)
-            if self.residual and state is not None:
-                on_edges += state
-        return [on_edges, gradient, gradient, self._outer(gradient, edges), *on_readout][: len(needed)]
+        if pull.slot is not None:
+            self._into(pull.slot, gradient, weight.T, state if self.residual else None)
+        return [pull.slot, gradient, gradient, self._outer(gradient, edges), *on_readout][: len(needed)]
 
     def kernel(
         self,

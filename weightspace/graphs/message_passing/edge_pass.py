@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.func import functional_call
 
 from weightspace.errors import SpecError
+from weightspace.graphs.message_passing.func_transforms import is_func_grad, is_transformed
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.message import Message, Passed, Sent
 from weightspace.graphs.message_passing.pull import Pull, count_ties
@@ -110,7 +110,7 @@ def edge_pass(
 
 def _run(call: _Call, tensors: Sequence[Tensor], piece: int | None, executor: Executor) -> Passed:
     """The pass by a kernel, at once or in pieces."""
-    if executor == "kernels" or (executor == "auto" and piece is None and takes(*tensors) and not _is_func_grad()):
+    if executor == "kernels" or (executor == "auto" and piece is None and takes(*tensors) and not is_func_grad()):
         passed = call.kernel(tensors)
         if passed is not None:
             return passed
@@ -123,7 +123,7 @@ def _run(call: _Call, tensors: Sequence[Tensor], piece: int | None, executor: Ex
     if torch.compiler.is_compiling():
         if piece is None and call.count(tensors, _PIECE_NUMBERS_COMPILED) == 0:
             count = 0
-    elif peek_interpreter_stack() is not None:  # torch.func differentiates plain operations only
+    elif is_transformed():  # torch.func differentiates plain operations only
         count = 0
     return call.named(_in_pieces(call, tensors, count) if count else call.whole(tensors))
 
@@ -134,11 +134,6 @@ def _in_pieces(call: _Call, tensors: Sequence[Tensor], count: int) -> tuple[Tens
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _EdgePass.apply(call, count, *tensors)
     return call.forward(tensors, count)
-
-
-def _is_func_grad() -> bool:
-    """Whether a transform of ``torch.func`` other than ``vmap`` runs, which operators do not let through."""
-    return any(level.key() != TransformType.Vmap for level in get_interpreter_stack() or ())
 
 
 class _Functional:
@@ -265,24 +260,34 @@ class _Call:
         count: int,
     ) -> list[Tensor | None]:
         """Derivatives of all tensors that need one, every message evaluated again."""
-        found = [torch.zeros_like(x) if need else None for x, need in zip(tensors, needed, strict=True)]
+        on_edges = [0, *range(3, 3 + self.more_edges)]
+        found = [
+            # pieces write all of what belongs to edges
+            (torch.empty(x.shape, dtype=x.dtype, device=x.device) if k in on_edges else torch.zeros_like(x))
+            if need
+            else None
+            for k, (x, need) in enumerate(zip(tensors, needed, strict=True))
+        ]
         ties = {how: torch.zeros_like(saved[how]) for how in EXTREMA if how in on}
         if ties and not self.topology.has_whole_rows:
             for piece in self.topology.pieces(count):
                 count_ties(ties, piece, saved, self.message(*self.at(piece, tensors)).value)
             on = on | {how: on[how] / number.clamp(min=1) for how, number in ties.items()}
         for piece in self.topology.pieces(count):
-            pull = Pull(piece, saved, on, ties, self.topology.has_whole_rows)
+            slots = [None if x is None else piece.edges(x) for x in (found[k] for k in on_edges)]
+            pull = Pull(piece, saved, on, ties, self.topology.has_whole_rows, slots[0])
             made = getattr(self.message, "pull", self._pull)(pull, needed, *self.at(piece, tensors))
+            for slot, k in zip(slots, on_edges, strict=True):
+                gradient = made[k]
+                if slot is not None and gradient is not slot:
+                    slot.zero_() if gradient is None else slot.copy_(gradient)
             for k, (gradient, total) in enumerate(zip(made, found, strict=True)):
-                if gradient is None or total is None:
+                if gradient is None or total is None or k in on_edges:
                     continue
                 if k == 1:
                     piece.add_to_receivers(total, gradient)
                 elif k == 2:
                     piece.add_to_senders(total, gradient)
-                elif k < 3 + self.more_edges:
-                    piece.edges(total).copy_(gradient)
                 else:
                     total.add_(gradient)
         return found

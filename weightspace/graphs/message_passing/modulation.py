@@ -59,8 +59,9 @@ class ModulatedMessage:
         torch.mul(on_shift, ends, out=on_scale)
         on_ends = torch.mul(on_shift, scale, out=ends)
         flat = rows.flatten(0, -2)
-        on_edges = (flat @ parameters[0]).view(edges.shape) if needed[0] else None
-        return [on_edges, on_ends, on_ends, flat.T @ edges.flatten(0, -2), flat.sum(0)]
+        if pull.slot is not None:
+            torch.mm(flat, parameters[0], out=pull.slot.view(-1, edges.shape[-1]))
+        return [pull.slot, on_ends, on_ends, flat.T @ edges.flatten(0, -2), flat.sum(0)]
 
     def kernel(
         self,

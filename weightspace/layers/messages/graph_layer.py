@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
 
 from weightspace.errors import ShapeError
 from weightspace.graphs import BlockLayout
 from weightspace.graphs.message_passing import BlockEdges, EdgeMlp, SparseEdges, edge_pass
+from weightspace.graphs.message_passing.func_transforms import is_transformed
 
 __all__ = ["GraphLayer", "Wires", "block_wires", "sparse_wires"]
 
@@ -25,6 +24,7 @@ class Wires:
     Args:
         topology: How the edges join receivers and senders.
         receivers, senders: Rows of the node tensor that these are.
+        degrees: Numbers of edges at receivers and senders, shapes ``(*, 1)``; counted here.
 
     Shape:
         - nodes: ``(N, C)``; edges: as the topology says.
@@ -33,6 +33,10 @@ class Wires:
     topology: BlockEdges | SparseEdges
     receivers: slice | Tensor
     senders: slice | Tensor
+    degrees: tuple[Tensor, Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "degrees", self._count())  # not lazily: torch.compile would leave the layer out
 
     def as_ends(self, taken: Tensor) -> Tensor:
         """States of the rows of one end, in the shape the topology takes."""
@@ -50,9 +54,7 @@ class Wires:
         receivers = receivers.view(t.matrices, t.receivers, 1).expand(shape)
         return torch.stack([senders.view(t.matrices, 1, t.senders).expand(shape), receivers]).flatten(1)
 
-    @cached_property
-    def degrees(self) -> tuple[Tensor, Tensor]:
-        """Numbers of edges at receivers and senders, shapes ``(*, 1)``."""
+    def _count(self) -> tuple[Tensor, Tensor]:
         t = self.topology
         if isinstance(t, BlockEdges):
             return torch.full((t.matrices * t.receivers, 1), t.senders), torch.full(
@@ -105,11 +107,11 @@ def _rows_of(x: Tensor, rows: Rows) -> tuple[Tensor, ...]:
 
 def _take(x: Tensor, rows: Rows) -> tuple[Tensor, ...]:
     # torch.func differentiates plain operations only
-    return _Taken.apply(x, rows) if peek_interpreter_stack() is None else _rows_of(x, rows)
+    return _Taken.apply(x, rows) if not is_transformed() else _rows_of(x, rows)
 
 
 def _join(nodes: int, rows: Rows, values: Sequence[Tensor]) -> Tensor:
-    if peek_interpreter_stack() is None:
+    if not is_transformed():
         return _Joined.apply(nodes, rows, *values)
     joined, numbers = torch.cat(list(values)), torch.arange(nodes, device=values[0].device)
     return joined.new_zeros(nodes, joined.shape[-1]).index_add(0, torch.cat([numbers[r] for r in rows]), joined)

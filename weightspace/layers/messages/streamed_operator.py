@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from weightspace.errors import SpecError
+from weightspace.graphs.message_passing.func_transforms import is_transformed
 from weightspace.graphs.message_passing.kernels import operator_pass
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.layers.messages.edge_functions import FunctionMatrices
@@ -67,7 +67,7 @@ class StreamedOperator:
         by_kernel = takes(values, *self.matrices) if self.kernel is None else self.kernel
         if by_kernel:
             return self._by_kernel(values, source, target)
-        if peek_interpreter_stack() is not None:
+        if is_transformed():
             raise SpecError("Streamed functions go through no transform of torch.func. Keep all functions: 'chunk' 0.")
         read, matrices = (self._per_head(source, inputs), self._per_head(target, out)), self.matrices
         chunk = self.chunk or edges_per_chunk(matrices, values.device.type)

@@ -1,14 +1,23 @@
 """Graphs the kernels are tried on, and whether kernels can run here."""
 
+from importlib.metadata import version
+
 import pytest
 import torch
 
 from weightspace.graphs.message_passing.kernels.available import is_installed, is_interpreting
 from weightspace.graphs.message_passing.kernels.edge_lists import KernelEdges
 
+
+def _is_at_least(package, *wanted):
+    return tuple(int(part) for part in version(package).split(".")[:2]) >= wanted
+
+
+# 3.6 makes numbers of arrays with an axis, which numpy 2.4 refuses; 3.9 does not
+interprets = is_interpreting() and is_installed() and (_is_at_least("triton", 3, 9) or not _is_at_least("numpy", 2, 4))
 needs_kernels = pytest.mark.skipif(
-    not is_installed() or not (is_interpreting() or torch.cuda.is_available()),
-    reason="needs triton, and TRITON_INTERPRET=1 or a CUDA device",
+    not is_installed() or not (interprets or torch.cuda.is_available()),
+    reason="needs triton, and a CUDA device or TRITON_INTERPRET=1 (before Triton 3.9 with numpy < 2.4)",
 )
 
 
