@@ -12,7 +12,7 @@ from weightspace.graphs.message_passing.gated_sum import _Gated
 
 def by_loops(gates, values, receiver, sender, size):
     """``out[i] += gate[h, edge] * values[j, channels of h]``, edge by edge."""
-    heads, width = len(gates), values.shape[1] // len(gates)
+    width = values.shape[1] // len(gates)
     out = torch.zeros(size, values.shape[1], dtype=values.dtype)
     for edge, (i, j) in enumerate(zip(receiver.tolist(), sender.tolist(), strict=True)):
         for c in range(values.shape[1]):
