@@ -90,12 +90,11 @@ class EdgeMlp:
         hidden = F.silu(before) if self.activation == "silu" else F.relu(before)
         if state is None or not readout:
             on_readout: list[Tensor | None] = [None, None]
-            gradient = torch.zeros_like(hidden)
+            gradient = pull.by_value(hidden)
         else:
             places = tuple(range(state.ndim - 1)) if self.channels == "last" else tuple(range(1, state.ndim))
             on_readout = [self._outer(state, hidden), state.sum(places) if len(readout) > 1 else None]
-            gradient = self._map(state, readout[0].T)
-        gradient = pull.add_to(gradient, hidden)
+            gradient = pull.add_to(self._map(state, readout[0].T), hidden)
         if self.activation == "silu":
             gradient = torch.ops.aten.silu_backward(gradient, before)
         else:
