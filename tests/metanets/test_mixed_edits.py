@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.metanets.conftest import LAYOUTS
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs import BlockLayout, trace
-from weightspace.layers import SharedEdits, SharedFunctions, SharedPlan
+from weightspace.layers import BatchPlan, SharedEdits, SharedFunctions, SharedPlan
 from weightspace.layers.mixed.relations import RelationTypes
 from weightspace.metanets import (
     MixedReader,
@@ -87,23 +87,29 @@ def test_edits_equal_the_equation(siren, random_weights):
     """Entry by entry: functions of the parameter times products of the states of its ends."""
     torch.manual_seed(0)
     types = RelationTypes.of([siren])
-    plan, edits = SharedPlan(siren, types), SharedEdits(len(types.relations), 6, 3, 5).double()
-    blocks = {i: b for i, b in enumerate(siren.split(random_weights(siren, 2), 1)) if b is not None}
-    states = torch.randn(2, plan.nodes[-1].part.stop, 6, dtype=torch.float64)
-    answer = edits(plan, blocks, states, {})
+    shared, edits = SharedPlan(siren, types), SharedEdits(len(types.relations), 6, 3, 5).double()
+    plan, blocks = BatchPlan([(shared, 2)], padding=10**6), siren.split(random_weights(siren, 2), 1)
+    values = {i: b for i, b in enumerate(blocks) if b is not None}
+    states = torch.randn(plan.num_nodes, 6, dtype=torch.float64)
+    parts = (*plan.features, *plan.operators)
+    found = edits(plan, {part: part.stack([values]) for part in parts}, states, {})
+    answer = {member.entry.number: value for part in parts for member, value in part.split(found[part])}
+    assert set(answer) == set(values)
     x = torch.nn.functional.layer_norm(states, (6,))
-    assert set(answer) == set(blocks)
-    for entry in (*plan.features, *plan.operators):
-        t, values = entry.type, blocks[entry.number]
-        psi = SharedFunctions.apply_to(edits.functions()[t], values, None)
+
+    def state(layer: str, n: int, i: int) -> Tensor:
+        return x[plan.layer == n * len(shared.nodes) + shared.by_name[layer].number][i]
+
+    for entry in (*shared.features, *shared.operators):
+        t, values_of_block, block = entry.type, values[entry.number], entry.block
+        psi = SharedFunctions.apply_to(edits.functions()[t], values_of_block, None)
         (a, a0), (b, b0), length = edits.of_target()[t], edits.of_source()[t], edits.length()[t]
-        first = plan.by_name[entry.block.target].start
-        for n, i, j in torch.cartesian_prod(*map(torch.arange, (2, entry.block.out, entry.block.inputs))).tolist():
-            to = (a @ x[n, first + i] + a0).view(3, 2)
+        for n, i, j in torch.cartesian_prod(*map(torch.arange, (2, block.out, block.inputs))).tolist():
+            to = (a @ state(block.target, n, i) + a0).view(3, 2)
             if entry.is_feature:
                 products = to.sum(1)
             else:
-                products = (to * (b @ x[n, plan.by_name[entry.block.source].start + j] + b0).view(3, 2)).sum(1)
+                products = (to * (b @ state(block.source, n, j) + b0).view(3, 2)).sum(1)
             wanted = length * (psi[:, n, 0, i, j] * products).sum() * 6**-0.5
             torch.testing.assert_close(answer[entry.number][n, 0, i, j, 0], wanted, rtol=1e-10, atol=1e-12)
 
@@ -143,11 +149,14 @@ def test_mixed_batches_of_edits_and_their_records(make, siren, random_weights):
     net = make([siren, deep])
     groups = [(deep, random_weights(deep, 2)), (siren, random_weights(siren, 3))]
     together, alone = net(groups), [net([group])[0] for group in groups]
-    assert all(torch.equal(a[k], b[k]) for a, b in zip(together, alone, strict=True) for k in b)
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
     flat = {f"{n}/{k}": w for n, (_, weights) in zip((1, 0), groups, strict=True) for k, w in weights.items()}
     read = MixedReader(net, [siren, deep])(flat)
     assert list(read) == list(flat)
-    assert all(torch.equal(read[f"{n}/{k}"], w) for n, part in zip((1, 0), alone, strict=True) for k, w in part.items())
+    assert all(
+        torch.equal(read[f"{n}/{k}"], w) for n, part in zip((1, 0), together, strict=True) for k, w in part.items()
+    )
     record = json.loads(json.dumps(net.to_json()))
     again = shared_metanet_from_json(record).double().eval()
     again.load_state_dict(net.state_dict())

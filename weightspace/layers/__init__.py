@@ -14,6 +14,7 @@ from weightspace.layers.messages.node_embedding import NodeEmbedding
 from weightspace.layers.messages.operator_bank import OperatorBank
 from weightspace.layers.messages.streamed_operator import StreamedOperator
 from weightspace.layers.messages.weight_edits import EdgeEdit, NodeEdit
+from weightspace.layers.mixed.batch_plan import BatchPlan, Rectangles
 from weightspace.layers.mixed.relations import RelationTypes
 from weightspace.layers.mixed.shared_banks import Bank, SharedFunctions, TypedLinear
 from weightspace.layers.mixed.shared_edits import SharedEdits
@@ -32,6 +33,7 @@ from weightspace.layers.standardise import Standardise
 
 __all__ = [
     "Bank",
+    "BatchPlan",
     "BlockRoles",
     "EdgeEdit",
     "EdgeEmbedding",
@@ -56,6 +58,7 @@ __all__ = [
     "PrincipalConv",
     "Probe",
     "ProbeFeatures",
+    "Rectangles",
     "RelationLinear",
     "RelationTypes",
     "RelationalAttention",

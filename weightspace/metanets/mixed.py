@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs import BlockLayout
-from weightspace.layers.block_roles import scatter
 from weightspace.layers.blocks import join_blocks, read_blocks, running_statistics, tensor_shapes
+from weightspace.layers.messages.edge_states import joined_edges
+from weightspace.layers.mixed.batch_plan import BatchPlan, Rectangles
 from weightspace.layers.mixed.relations import RelationTypes
 from weightspace.layers.mixed.shared_banks import Bank, SharedFunctions, TypedLinear
 from weightspace.layers.mixed.shared_edits import SharedEdits
@@ -37,6 +38,17 @@ Group = tuple[BlockLayout, Mapping[str, Tensor]]
 """Networks of one architecture: their layout, and a state dict with a leading batch axis."""
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Networks as one graph: numbers of the groups that hold some, and values, as they are and standardised."""
+
+    groups: list[int]
+    plan: BatchPlan
+    values: dict[Rectangles, Tensor]
+    standard: dict[Rectangles, Tensor]
+    scales: dict[Rectangles, Tensor]
+
+
 class SharedMetanet(nn.Module, ABC):
     """Base of metanetworks that read networks of several architectures with the same parameters.
 
@@ -57,12 +69,15 @@ class SharedMetanet(nn.Module, ABC):
 
     Attributes:
         kept_plans: Architectures whose numbers and indices are kept; of more, the one read longest ago goes.
+        padding: Edges that may be filled up so that blocks of different sizes share a rectangle, see
+            :class:`~weightspace.layers.BatchPlan`; 0 for rectangles of equal blocks only. The answers are the same.
 
     Raises:
         SpecError: no architectures, or an option or a size that is none.
 
     Notes:
-        Invariant (edits: equivariant) under the neuron permutations of each architecture. Each group runs on blocks.
+        Invariant (edits: equivariant) under the neuron permutations of each architecture. The batch runs as one graph
+        whose blocks of one type are matrices of one size, however many architectures there are.
         Weights change by :class:`~weightspace.layers.SharedEdits`, in deviations of the type of their block; running
         statistics come back as they were.
     """
@@ -70,6 +85,7 @@ class SharedMetanet(nn.Module, ABC):
     config_type: ClassVar[type[Any]]
     kind: Literal["invariant", "equivariant"] = "invariant"
     kept_plans: int = 128
+    padding: int = 2048
     edits: SharedEdits
 
     def __init__(
@@ -127,8 +143,8 @@ class SharedMetanet(nn.Module, ABC):
             ShapeError: there are no networks, or weights do not fit their layout.
             SpecError: a number is infinite or not a number.
         """
-        _check_groups(groups)
-        self.standardise.fit([(self.plan(layout), self._blocks(layout, weights)) for layout, weights in groups])
+        blocks = self._blocks(groups)
+        self.standardise.fit([(self.plan(layout), values) for (layout, _), values in zip(groups, blocks, strict=True)])
 
     def embed(self, groups: Sequence[Group]) -> Tensor:  # shape: (number of networks, embedding_features)
         """One vector per network, before the head.
@@ -139,14 +155,11 @@ class SharedMetanet(nn.Module, ABC):
         """
         if self.kind == "equivariant":
             raise SpecError(f"This {type(self).__name__} returns weights, so it has no embedding. Give 'out_features'.")
-        shared, rows = self._by_type(groups), []
-        for layout, weights in groups:
-            plan, blocks = self.plan(layout), self._blocks(layout, weights)
-            if _is_empty(blocks):
-                rows.append(self.standardise.mean.new_empty(0, self.embedding_features))
-                continue
-            rows.append(self.readout(plan, self._states(plan, self.standardise(plan, blocks), shared)[0]))
-        return torch.cat(rows)
+        blocks = self._blocks(groups)
+        batch = self._batch(groups, blocks)
+        if batch is None:
+            return self.standardise.mean.new_empty(0, self.embedding_features)
+        return self.readout(batch.plan, self._states(batch)[0])
 
     def forward(self, groups: Sequence[Group]) -> Any:
         """Answers in the order of the groups, and of the networks in each: ``(number of networks, out_features)``.
@@ -158,57 +171,65 @@ class SharedMetanet(nn.Module, ABC):
         """
         if self.kind == "invariant":
             return self.head(self.embed(groups))
-        shared = self._by_type(groups)
-        return [self._edited(layout, weights, shared) for layout, weights in groups]
+        blocks = self._blocks(groups)
+        changed: list[dict[int, Tensor]] = [{} for _ in groups]
+        batch = self._batch(groups, blocks)
+        if batch is not None:
+            states, edges = self._states(batch)
+            for part, edit in self.edits(batch.plan, batch.standard, states, edges).items():
+                new = batch.values[part] + self.standardise.deviation(part) * edit
+                for member, value in part.split(new):
+                    changed[batch.groups[member.group]][member.entry.number] = value
+        return [self._edited(layout, old, new) for (layout, _), old, new in zip(groups, blocks, changed, strict=True)]
 
-    def _edited(self, layout: BlockLayout, weights: Mapping[str, Tensor], shared: dict[str, Any]) -> dict[str, Tensor]:
-        plan, blocks = self.plan(layout), self._blocks(layout, weights)
-        if _is_empty(blocks):
+    def _edited(self, layout: BlockLayout, old: dict[int, Tensor], new: dict[int, Tensor]) -> dict[str, Tensor]:
+        """A state dict with new blocks; running statistics as they were."""
+        if not new:
             return {name: self.standardise.mean.new_empty(0, *shape) for name, shape in tensor_shapes(layout).items()}
-        standard, scales = self.standardise(plan, blocks)
-        states, edges = self._states(plan, (standard, scales), shared)
-        edits = self.edits(plan, standard, states, edges, running_statistics(layout))
-        changed = {i: blocks[i] + self.standardise.deviation(plan, i) * edit for i, edit in edits.items()}
-        return join_blocks(layout, {**blocks, **changed})
+        kept = running_statistics(layout)
+        return join_blocks(layout, {**old, **{i: value for i, value in new.items() if i not in kept}})
 
-    def _blocks(self, layout: BlockLayout, weights: Mapping[str, Tensor]) -> dict[int, Tensor]:
-        return read_blocks(layout, weights, type(self).__name__, self.standardise.mean)
-
-    def _by_type(self, groups: Sequence[Group]) -> dict[str, Any]:
-        """Parameters by type that are used once per group, worked out once per batch."""
+    def _blocks(self, groups: Sequence[Group]) -> list[dict[int, Tensor]]:
+        """Values of the blocks of every group."""
         _check_groups(groups)
-        banks = {"start": self.start, "index": self.index, "size": self.size, "node_functions": self.node_functions}
-        return {name: bank() for name, bank in banks.items()} | ({"scale": self.scale()} if self.scale else {})
+        like = self.standardise.mean
+        return [read_blocks(layout, weights, type(self).__name__, like) for layout, weights in groups]
 
-    def _first_states(
-        self, plan: SharedPlan, standard: Mapping[int, Tensor], scales: Mapping[int, Tensor], shared: dict[str, Any]
-    ) -> Tensor:
-        """States of all nodes before the first round, ``(B, N, C)``."""
-        batch = len(next(iter(standard.values())))
-        states: dict[str, Tensor] = {}
-        for number, node in enumerate(plan.nodes):
-            constant = shared["start"][node.type] + nn.functional.linear(plan.sizes[number], *shared["size"][node.type])
-            index = nn.functional.linear(plan.index[node.part], *shared["index"][node.type])
-            states[node.name] = (constant + index).expand(batch, -1, -1)
-        for entry in plan.features:
-            values = standard[entry.number].flatten(1, 3)
-            functions = SharedFunctions.apply_to(
-                shared["node_functions"][entry.type], values, plan.places(entry.number)
-            )
-            name = entry.block.target
-            spread = scatter(functions.permute(1, 2, 0), plan.ends(entry.number)["target"], plan.by_name[name].size)
-            states[name] = states[name] + spread
-        for entry in (*plan.features, *plan.operators):
-            if entry.number in scales:
-                change = nn.functional.linear(scales[entry.number], *shared["scale"][entry.type])
-                states[entry.block.target] = states[entry.block.target] + change[:, None]
-        return torch.cat([states[node.name] for node in plan.nodes], 1)
+    def _batch(self, groups: Sequence[Group], blocks: list[dict[int, Tensor]]) -> _Batch | None:
+        """The networks of all groups as one graph; ``None`` where there are no networks."""
+        counts = [len(next(iter(values.values()))) for values in blocks]
+        filled = [n for n, count in enumerate(counts) if count]
+        if not filled:
+            return None
+        plan = BatchPlan([(self.plan(groups[n][0]), counts[n]) for n in filled], self.padding)
+        values = {part: part.stack([blocks[n] for n in filled]) for part in (*plan.features, *plan.operators)}
+        return _Batch(filled, plan, values, *self.standardise(values))
+
+    def _first_states(self, batch: _Batch) -> Tensor:
+        """States of all nodes before the first round, ``(N, C)``."""
+        plan, start, index, size = batch.plan, self.start(), self.index(), self.size()
+        maps = {
+            kind: (torch.cat([index[kind][0], size[kind][0]], 1), start[kind] + index[kind][1] + size[kind][1])
+            for kind, _ in plan.nodes
+        }
+        states = plan.by_type(plan.numbers, maps)
+        if plan.features:
+            functions, rows = self.node_functions(), torch.cat([part.receivers.flatten() for part in plan.features])
+            values = [
+                SharedFunctions.apply_to(functions[part.type], batch.standard[part], part.places).flatten(1)
+                for part in plan.features
+            ]
+            states = states.index_add(0, rows, torch.cat(values, 1).T)
+        if self.scale is not None:
+            scale, layers = self.scale(), torch.cat([part.layers for part in batch.scales])
+            changes = torch.cat([nn.functional.linear(x, *scale[part.type]) for part, x in batch.scales.items()])
+            of_layer = states.new_zeros(len(plan.layer_sizes), states.shape[1]).index_add(0, layers, changes)
+            states = states + of_layer[plan.layer]
+        return states
 
     @abstractmethod
-    def _states(
-        self, plan: SharedPlan, standardised: tuple[dict[int, Tensor], dict[int, Tensor]], shared: dict[str, Any]
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """States of the nodes of a group, and of its edges ``(heads, B, G, O, I, K)`` where edges have some."""
+    def _states(self, batch: _Batch) -> tuple[Tensor, dict[Rectangles, Tensor]]:
+        """States of the nodes ``(N, C)``, and of the edges ``(heads, M, R, S, K)`` where edges have some."""
 
     def to_json(self) -> dict[str, Any]:
         """What :func:`shared_metanet_from_json` needs to make an untrained copy.
@@ -246,10 +267,6 @@ def _check_groups(groups: Sequence[Group]) -> None:
             )
 
 
-def _is_empty(blocks: Mapping[int, Tensor]) -> bool:
-    return not len(next(iter(blocks.values())))
-
-
 class SharedOperatorNet(SharedMetanet):
     """The operator metanetwork with parameters by type: reads MLPs, CNNs of any depth, ResNets, transformers.
 
@@ -281,21 +298,14 @@ class SharedOperatorNet(SharedMetanet):
             relations = len(self.types.relations)
             self.edits = SharedEdits(relations, config.width, config.heads, config.function_units)
 
-    def _by_type(self, groups: Sequence[Group]) -> dict[str, Any]:
-        return super()._by_type(groups) | {"functions": self.functions()}
-
-    def _states(
-        self, plan: SharedPlan, standardised: tuple[dict[int, Tensor], dict[int, Tensor]], shared: dict[str, Any]
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        standard, scales = standardised
-        states = self._first_states(plan, standard, scales, shared)
+    def _states(self, batch: _Batch) -> tuple[Tensor, dict[Rectangles, Tensor]]:
+        states, functions = self._first_states(batch), self.functions()
         banks = {}
-        for entry in plan.operators:
-            parameters, values = shared["functions"][entry.type], standard[entry.number]
-            functions = SharedFunctions.apply_to(parameters, values, plan.places(entry.number))
-            banks[entry.number] = functions.unflatten(0, (-1, 2, self.config.heads)).unbind()
+        for part in batch.plan.operators:
+            values = SharedFunctions.apply_to(functions[part.type], batch.standard[part], part.places)
+            banks[part] = values.unflatten(0, (-1, 2, self.config.heads)).unbind()
         for m, layer in enumerate(self.messages):
-            states = layer(plan, states, {number: tuple(bank[m].unbind()) for number, bank in banks.items()})
+            states = layer(batch.plan, states, {part: bank[m].unbind() for part, bank in banks.items()})
         return states, {}
 
 
@@ -324,25 +334,17 @@ class SharedGraphMetanetwork(SharedMetanet):
         if out_features is None:
             self.edits = SharedEdits(relations, config.width, config.edge_width, config.edge_units)
 
-    def _by_type(self, groups: Sequence[Group]) -> dict[str, Any]:
-        return super()._by_type(groups) | {"functions": self.functions()}
-
-    def _states(
-        self, plan: SharedPlan, standardised: tuple[dict[int, Tensor], dict[int, Tensor]], shared: dict[str, Any]
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        standard, scales = standardised
-        states = self._first_states(plan, standard, scales, shared)
+    def _states(self, batch: _Batch) -> tuple[Tensor, dict[Rectangles, Tensor]]:
+        states, functions = self._first_states(batch), self.functions()
         edges = {
-            entry.number: SharedFunctions.apply_to(
-                shared["functions"][entry.type], standard[entry.number], plan.places(entry.number), joined=False
-            )
-            for entry in plan.operators
+            part: SharedFunctions.apply_to(functions[part.type], batch.standard[part], part.places, joined=False)
+            for part in batch.plan.operators
         }
         for m, layer in enumerate(self.messages):
-            joined = {number: e.sum(-1) * e.shape[-1] ** -0.5 for number, e in edges.items()}
-            states = layer(plan, states, {number: (e, e) for number, e in joined.items()})
+            joined = {part: joined_edges(e) for part, e in edges.items()}
+            states = layer(batch.plan, states, {part: (e, e) for part, e in joined.items()})
             if m < len(self.updates):
-                edges = self.updates[m](plan, edges, states)
+                edges = self.updates[m](batch.plan, edges, states)
         return states, edges
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from weightspace.layers.block_roles import Side, collect
+from weightspace.layers.messages.message_layer import SIDES
+from weightspace.layers.mixed.batch_plan import BatchPlan, Rectangles
 from weightspace.layers.mixed.shared_banks import Bank, SharedFunctions, TypedLinear
-from weightspace.layers.mixed.shared_plan import BlockPlan, SharedPlan
 
 __all__ = ["SharedEdits"]
 
@@ -33,8 +33,8 @@ class SharedEdits(nn.Module):
         units: Hidden units of the functions.
 
     Shape:
-        - standard: ``{block number: (B, G, O, I, K)}``; states: ``(B, N, C)``; edges: ``{block number: (heads, B, G, O,
-          I, K)}`` in place of the functions of the parameter; output: as ``standard``.
+        - standard: ``(M, R, S, K)`` of every block with parameters; states: ``(N, C)``; edges: ``(heads, M, R, S, K)``
+          in place of the functions of the parameter; output: as ``standard``.
     """
 
     def __init__(self, relations: int, width: int, heads: int, units: int) -> None:
@@ -47,34 +47,32 @@ class SharedEdits(nn.Module):
 
     def forward(
         self,
-        plan: SharedPlan,
-        standard: Mapping[int, Tensor],
+        plan: BatchPlan,
+        standard: Mapping[Rectangles, Tensor],
         states: Tensor,
-        edges: Mapping[int, Tensor],
-        without: Collection[int] = (),
-    ) -> dict[int, Tensor]:
-        """Changes in standard deviations of all blocks of parameters but those ``without``."""
+        edges: Mapping[Rectangles, Tensor],
+    ) -> dict[Rectangles, Tensor]:
+        """Changes in standard deviations of all blocks of parameters."""
         normed = self.norm(states)
         functions, length = self.functions(), self.length()
-        maps = {"source": self.of_source(), "target": self.of_target()}
+        of_target, of_source = self.of_target(), self.of_source()
 
-        def end(entry: BlockPlan, side: Side) -> Tensor:  # shape: (B, heads, G, O or I, C / heads)
-            block = entry.block
-            name, size = (block.target, block.out) if side == "target" else (block.source, block.inputs)
-            x = collect(normed[:, plan.by_name[name].part], plan.ends(entry.number)[side])
-            return F.linear(x, *maps[side][entry.type]).unflatten(1, (block.groups, size)).unflatten(
-                -1, (self.heads, -1)
-            ).permute(0, 3, 1, 2, 4)  # fmt: skip
+        def heads(x: Tensor, maps: tuple[Tensor, Tensor]) -> Tensor:  # shape: (M, heads, R or S, C / heads)
+            return F.linear(x, *maps).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        def edit(blocks: Rectangles, products: Tensor) -> Tensor:
+            psi = edges.get(blocks)
+            if psi is None:
+                psi = SharedFunctions.apply_to(functions[blocks.type], standard[blocks], blocks.places, joined=False)
+            return torch.einsum("hmrsk,mhrs->mrsk", psi, products * (self.scale * length[blocks.type]))
 
         result = {}
-        for entry in (*plan.features, *plan.operators):
-            i = entry.number
-            if i in without:
-                continue
-            target = end(entry, "target") * (self.scale * length[entry.type])
-            products = target.sum(-1, keepdim=True) if entry.is_feature else target @ end(entry, "source").mT
-            psi = edges.get(i)
-            if psi is None:
-                psi = SharedFunctions.apply_to(functions[entry.type], standard[i], plan.places(i), joined=False)
-            result[i] = torch.einsum("hbgoik,bhgoi->bgoik", psi, products)
+        for blocks in plan.features:
+            target = heads(normed[blocks.receivers], of_target[blocks.type])
+            result[blocks] = edit(blocks, target.sum(-1, keepdim=True))
+        for blocks, at_target, at_source in zip(
+            plan.operators, *(plan.at_ends(normed, side)[: len(plan.operators)] for side in SIDES), strict=True
+        ):
+            target, source = heads(at_target, of_target[blocks.type]), heads(at_source, of_source[blocks.type])
+            result[blocks] = edit(blocks, target @ source.mT)
         return result

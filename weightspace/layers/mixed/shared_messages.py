@@ -8,25 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from weightspace.layers.block_roles import Side, collect, scatter
+from weightspace.graphs.message_passing import gated_sum
+from weightspace.layers.block_roles import Side
 from weightspace.layers.messages.edge_states import update_edges
-from weightspace.layers.messages.message_layer import SIDES, carry
+from weightspace.layers.messages.message_layer import SIDES
+from weightspace.layers.mixed.batch_plan import BatchPlan, Rectangles
 from weightspace.layers.mixed.shared_banks import TypedLinear
-from weightspace.layers.mixed.shared_plan import BlockPlan, SharedPlan
 
 __all__ = ["SharedEdgeUpdate", "SharedMessages"]
-
-OTHER: dict[Side, Side] = {"target": "source", "source": "target"}
-
-
-def _pass_on(values: Tensor, plan: BlockPlan, to: Side) -> Tensor:
-    """Along parameter-free edges: the sum over what a node hears, at the second moment of one."""
-    block = plan.block
-    read, write = (block.inputs, block.out) if to == "target" else (block.out, block.inputs)
-    if read == write == 1:
-        return values
-    summed = values.unflatten(1, (block.groups, read)).sum(2, keepdim=True) * read**-0.5
-    return summed.expand(-1, -1, write, -1).flatten(1, 2)
 
 
 class SharedMessages(nn.Module):
@@ -44,8 +33,8 @@ class SharedMessages(nn.Module):
         dropout: Rate inside the node MLP.
 
     Shape:
-        - states of all nodes that have some: ``(B, N, C)``; functions: ``{block number: (forward, backward)}``, each
-          ``(heads, B, G, O, I)``; output: the shape of the states.
+        - states of all nodes that have some: ``(N, C)``; functions: ``(forward, backward)`` of every block of
+          parameters between nodes with states, each ``(heads, M, R, S)``; output: the shape of the states.
     """
 
     def __init__(self, relations: int, nodes: int, width: int, dropout: float) -> None:
@@ -55,37 +44,30 @@ class SharedMessages(nn.Module):
         self.hidden, self.out = TypedLinear(nodes, 3 * width, width), TypedLinear(nodes, width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, plan: SharedPlan, states: Tensor, functions: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(self, plan: BatchPlan, states: Tensor, functions: Mapping[Rectangles, tuple[Tensor, Tensor]]) -> Tensor:
         """States after one exchange along every block."""
         normed = self.norm(states)
-        parts = {node.name: normed[:, node.part] for node in plan.nodes}
-        received: dict[tuple[str, Side], Tensor] = {}
-        values = {side: self.values[side]() for side in SIDES}
-        for entry in (*plan.operators, *plan.links):
-            ends, block = plan.ends(entry.number), entry.block
-            for n, to in enumerate(SIDES):
-                origin = block.source if to == "target" else block.target
-                target = block.target if to == "target" else block.source
-                fan_in = entry.routes[to]
-                if entry.number in functions:
-                    fan_in *= block.inputs if to == "target" else block.out
-                weight, bias = values[to][entry.type]
-                scale = fan_in**-0.5
-                x = F.linear(collect(parts[origin], ends[OTHER[to]]), weight * scale, bias * scale)
-                both = functions.get(entry.number)
-                message = _pass_on(x, entry, to) if both is None else carry(both[n], x, to)
-                message = scatter(message, ends[to], plan.by_name[target].size)
-                known = received.get((target, to))
-                received[target, to] = message if known is None else known + message
-        hidden, out = self.hidden(), self.out()
-        changes = []
-        for node in plan.nodes:
-            x = parts[node.name]
-            heard = [received.get((node.name, to)) for to in SIDES]
-            columns = [x, *(torch.zeros_like(x) if m is None else m for m in heard)]
-            x = self.dropout(F.silu(F.linear(torch.cat(columns, -1), *hidden[node.type])))
-            changes.append(F.linear(x, *out[node.type]))
-        return states + torch.cat(changes, 1)
+        heard = []
+        for n, (to, origin) in enumerate(zip(SIDES, reversed(SIDES), strict=True)):
+            linear, messages = self.values[to](), []
+            for blocks, x in zip((*plan.operators, *plan.links), plan.at_ends(normed, origin), strict=True):
+                x = F.linear(x, *linear[blocks.type]) * (blocks.at_senders if n == 0 else blocks.at_receivers)
+                both = functions.get(blocks)
+                messages.append(_pass_on(x, blocks, to) if both is None else _carry(both[n], x, blocks, to))
+            heard.append(plan.sum_at(to, messages, states))
+        columns = torch.cat([normed, *heard], 1)
+        hidden = self.dropout(F.silu(plan.by_type(columns, self.hidden())))
+        return states + plan.by_type(hidden, self.out())
+
+
+def _carry(functions: Tensor, values: Tensor, blocks: Rectangles, to: Side) -> Tensor:
+    return gated_sum(functions, values, blocks.edges, "receivers" if to == "target" else "senders")
+
+
+def _pass_on(values: Tensor, blocks: Rectangles, to: Side) -> Tensor:
+    """Along parameter-free edges: the sum over what a node hears."""
+    heard_by = blocks.edges.receivers if to == "target" else blocks.edges.senders
+    return values.sum(1, keepdim=True).expand(-1, heard_by, -1)
 
 
 class SharedEdgeUpdate(nn.Module):
@@ -97,7 +79,7 @@ class SharedEdgeUpdate(nn.Module):
         edge_width: Channels per edge.
 
     Shape:
-        - edges: ``{block number: (C_e, B, G, O, I, K)}``; states: ``(B, N, C)``; output: as the edges.
+        - edges: ``(C_e, M, R, S, K)`` of every block; states: ``(N, C)``; output: as the edges.
     """
 
     def __init__(self, relations: int, width: int, edge_width: int) -> None:
@@ -108,21 +90,17 @@ class SharedEdgeUpdate(nn.Module):
         self.edge = TypedLinear(relations, edge_width, edge_width, std)
         self.out = TypedLinear(relations, edge_width, edge_width)
 
-    def forward(self, plan: SharedPlan, edges: Mapping[int, Tensor], states: Tensor) -> dict[int, Tensor]:
+    def forward(self, plan: BatchPlan, edges: Mapping[Rectangles, Tensor], states: Tensor) -> dict[Rectangles, Tensor]:
         """New states of all edges."""
-        normed = self.norm(states)
-        source, target, edge, out = self.source(), self.target(), self.edge(), self.out()
+        ends = [plan.at_ends(self.norm(states), side) for side in SIDES]
+        linear, edge, out = [self.target(), self.source()], self.edge(), self.out()
         result = {}
-        for entry in plan.operators:
-            old, ends, block = edges[entry.number], plan.ends(entry.number), entry.block
-            from_target, from_source = (
-                F.linear(collect(normed[:, plan.by_name[name].part], nodes).flatten(0, 1), *linear[entry.type])
-                for name, nodes, linear in (
-                    (block.target, ends["target"], target),
-                    (block.source, ends["source"], source),
-                )
+        for blocks, *states_of_ends in zip(plan.operators, *(x[: len(plan.operators)] for x in ends), strict=True):
+            t = blocks.type
+            at_target, at_source = (
+                F.linear(x.flatten(0, 1), *maps[t]) for x, maps in zip(states_of_ends, linear, strict=True)
             )
-            weight, bias = edge[entry.type]
-            parameters = weight, *out[entry.type]
-            result[entry.number] = update_edges(old, from_target + bias, from_source, parameters)
+            weight, bias = edge[t]
+            new = update_edges(edges[blocks].unsqueeze(2), at_target + bias, at_source, (weight, *out[t]))
+            result[blocks] = new.squeeze(2)
         return result

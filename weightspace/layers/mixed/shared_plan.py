@@ -5,14 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
-from weightspace.layers.block_roles import Side, nodes_of
+from weightspace.layers.block_roles import Side
 from weightspace.layers.mixed.relations import RelationTypes, node_type, relation_type, stateless_layers
 
-__all__ = ["COORDINATE_FEATURES", "INDEX_FEATURES", "SIZE_FEATURES", "BlockPlan", "NodePlan", "SharedPlan"]
+__all__ = [
+    "COORDINATE_FEATURES",
+    "INDEX_FEATURES",
+    "SIZE_FEATURES",
+    "BlockEnd",
+    "BlockPlan",
+    "NodePlan",
+    "SharedPlan",
+]
 
 _FREQUENCIES = (1, 2, 4)
 _AXES = 3
@@ -27,31 +36,41 @@ SIZE_FEATURES = 2
 
 @dataclass(frozen=True)
 class NodePlan:
-    """A node layer with states: its name, type number, kind and slice of the nodes with states."""
+    """A node layer with states: its name, type number and kind, and where its nodes are among all with states."""
 
     name: str
     type: int
     kind: str
+    number: int
     start: int
     size: int
 
-    @property
-    def part(self) -> slice:
-        """Where its nodes are among all nodes with states."""
-        return slice(self.start, self.start + self.size)
+
+@dataclass(frozen=True)
+class BlockEnd:
+    """The nodes that a block touches on one side.
+
+    ``start`` is the number of the first one among the nodes of that type; ``nodes`` lists them from there, group by
+    group, where they do not follow each other.
+    """
+
+    layer: NodePlan
+    start: int
+    nodes: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class BlockPlan:
     """An edge block: its number in the layout, its type number, whether it starts at a node without a state.
 
-    ``routes`` is the number of blocks between nodes with states that reach either of its ends.
+    ``ends`` are those that have states; ``routes`` is the number of blocks between nodes with states that reach either.
     """
 
     number: int
     type: int
     block: EdgeBlock
     is_feature: bool
+    ends: dict[Side, BlockEnd]
     routes: dict[Side, int]
 
     @property
@@ -68,58 +87,68 @@ class SharedPlan(nn.Module):
         types: The vocabulary.
 
     Attributes:
-        nodes: Layers with states, in layout order.
+        nodes: Layers with states, sorted by type; so are their nodes.
+        spans: Number of the first node of each type, and how many there are.
         features: Blocks that give each target node numbers (biases, norm parameters).
         operators: Other blocks with parameters.
         links: Parameter-free blocks.
+        numbers: What tells nodes apart: place of the layer, its size, and number of the node where it keeps one;
+            shape ``(N, INDEX_FEATURES + SIZE_FEATURES)``.
     """
 
-    index: Tensor
-    sizes: Tensor
+    numbers: Tensor
 
     def __init__(self, layout: BlockLayout, types: RelationTypes) -> None:
         super().__init__()
         self.layout = layout
-        silent = stateless_layers(layout)
         self.nodes: list[NodePlan] = []
-        index, sizes, start = [], [], 0
-        for depth, layer in enumerate(layout.layers):
-            if layer.name not in silent:
-                self.nodes.append(
-                    NodePlan(layer.name, types.node(node_type(layout, layer)), layer.kind, start, layer.size)
-                )
-                keeps = layer.kind in ("input", "output", "position")
-                index.append(_index_features(range(layer.size) if keeps else layer.index, layer.size))
-                place = depth / max(1, len(layout.layers) - 1)
-                sizes.append([math.log(layer.size) - 3.0, 2 * place - 1])
-                start += layer.size
-        self.register_buffer("index", torch.cat(index), persistent=False)
-        self.register_buffer("sizes", torch.tensor(sizes), persistent=False)
+        self.spans: dict[int, tuple[int, int]] = {}
+        self._sort_nodes(types)
         self.by_name = {node.name: node for node in self.nodes}
+        silent = stateless_layers(layout)
         routes = {
             side: [getattr(b, side) for b in layout.blocks if b.source not in silent] for side in ("target", "source")
         }
         self.features: list[BlockPlan] = []
         self.operators: list[BlockPlan] = []
         self.links: list[BlockPlan] = []
-        self.by_number: dict[int, BlockPlan] = {}
         for number, block in enumerate(layout.blocks):
             counts: dict[Side, int] = {
                 "target": routes["target"].count(block.target), "source": routes["source"].count(block.source)
             }  # fmt: skip
             feature = block.source in silent
-            plan = BlockPlan(number, types.relation(relation_type(layout, block)), block, feature, counts)
+            ends: dict[Side, BlockEnd] = {"target": self._end(block, "target")}
+            if not feature:
+                ends["source"] = self._end(block, "source")
             where = self.links if block.view is None else self.features if feature else self.operators
-            where.append(plan)
-            self.by_number[number] = plan
-            for end in ("source", "target"):
-                self.register_buffer(f"{end}_{number}", nodes_of(block, end), persistent=False)
+            where.append(BlockPlan(number, types.relation(relation_type(layout, block)), block, feature, ends, counts))
             if block.positions > 1:
                 self.register_buffer(f"places_{number}", _coordinates(block.offsets), persistent=False)
 
-    def ends(self, number: int) -> dict[Side, Tensor | None]:
-        """Nodes that a block touches on either side."""
-        return {"source": getattr(self, f"source_{number}"), "target": getattr(self, f"target_{number}")}
+    def _sort_nodes(self, types: RelationTypes) -> None:
+        layers, silent = self.layout.layers, stateless_layers(self.layout)
+        found = [(types.node(node_type(self.layout, x)), n) for n, x in enumerate(layers) if x.name not in silent]
+        rows, start = [], 0
+        for number, (kind, depth) in enumerate(sorted(found)):
+            layer = layers[depth]
+            self.nodes.append(NodePlan(layer.name, kind, layer.kind, number, start, layer.size))
+            first, count = self.spans.get(kind, (start, 0))
+            self.spans[kind] = first, count + layer.size
+            keeps = layer.kind in ("input", "output", "position")
+            index = _index_features(range(layer.size) if keeps else layer.index, layer.size)
+            place = depth / max(1, len(layers) - 1)
+            sizes = torch.tensor([math.log(layer.size) - 3.0, 2 * place - 1]).expand(layer.size, -1)
+            rows.append(torch.cat([index, sizes], 1))
+            start += layer.size
+        self.register_buffer("numbers", torch.cat(rows), persistent=False)
+
+    def _end(self, block: EdgeBlock, side: Side) -> BlockEnd:
+        layer = self.by_name[getattr(block, side)]
+        nodes = getattr(block, f"{side}_nodes")
+        start = layer.start - self.spans[layer.type][0]
+        if nodes is None or (isinstance(nodes, range) and nodes.step == 1):
+            return BlockEnd(layer, start + (nodes.start if nodes else 0), None)
+        return BlockEnd(layer, start, np.array(nodes).reshape(block.groups, -1))
 
     def places(self, number: int) -> Tensor | None:
         """Coordinates of the parallel edges of a block, shape ``(K, COORDINATE_FEATURES)``; ``None`` for one edge."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from weightspace.layers.mixed.shared_plan import SharedPlan
+from weightspace.layers.mixed.batch_plan import BatchPlan
 
 __all__ = ["SharedReadout"]
-
-_ENDS = ("input", "output")
 
 
 class SharedReadout(nn.Module):
@@ -22,7 +20,7 @@ class SharedReadout(nn.Module):
         width: ``C``, channels per node.
 
     Shape:
-        - states: ``(B, N, C)``; output: ``(B, out_features)``.
+        - states: ``(N, C)``; output: ``(networks, out_features)``.
     """
 
     def __init__(self, width: int) -> None:
@@ -30,14 +28,16 @@ class SharedReadout(nn.Module):
         self.out_features = 8 * width
         self.norm = nn.LayerNorm(self.out_features)
 
-    def forward(self, plan: SharedPlan, states: Tensor) -> Tensor:
+    def forward(self, plan: BatchPlan, states: Tensor) -> Tensor:
         """One vector per network."""
-        pooled: dict[str, list[Tensor]] = {"input": [], "output": [], "between": []}
-        for node in plan.nodes:
-            x = states[:, node.part]
-            where = node.kind if node.kind in _ENDS else "between"
-            pooled[where].append(torch.cat([x.mean(1), x.amax(1)], 1))
-        nothing = states.new_zeros(len(states), 2 * states.shape[2])
-        mean = {name: torch.stack(rows).mean(0) if rows else nothing for name, rows in pooled.items()}
-        most = torch.stack(pooled["between"]).amax(0) if pooled["between"] else nothing
-        return self.norm(torch.cat([*mean.values(), most], 1))
+        width = states.shape[1]
+        layers = states.new_zeros(len(plan.layer_sizes), width)
+        mean = layers.index_add(0, plan.layer, states) / plan.layer_sizes
+        most = layers.scatter_reduce(0, plan.layer[:, None].expand_as(states), states, "amax", include_self=False)
+        pooled = torch.cat([mean, most], 1)
+        means = states.new_zeros(3 * plan.networks, 2 * width).index_add(0, plan.pool, pooled / plan.pool_sizes)
+        between = pooled[plan.between]
+        network = (plan.pool[plan.between] // 3)[:, None].expand_as(between)
+        top = states.new_zeros(plan.networks, 2 * width)
+        top = top.scatter_reduce(0, network, between, "amax", include_self=False)
+        return self.norm(torch.cat([means.view(plan.networks, -1), top], 1))

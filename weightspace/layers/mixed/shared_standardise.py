@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.errors import ShapeError, SpecError
+from weightspace.layers.mixed.batch_plan import Rectangles
 from weightspace.layers.mixed.shared_plan import BlockPlan, SharedPlan
 
 __all__ = ["Normalisation", "SharedStandardise"]
@@ -31,8 +32,8 @@ class SharedStandardise(nn.Module):
         mode: Which.
 
     Shape:
-        - blocks: ``{block number: (B, G, O, I, K)}``; output: the same, and ``{block number: (B, 2)}`` scales (none
-          for ``relation``).
+        - values: ``(M, R, S, K)`` of every block with parameters; output: the same, and two scales of every tensor
+          (none for ``relation``).
 
     Notes:
         Statistics run over whole blocks, so they commute with permutations of the neurons.
@@ -87,27 +88,37 @@ class SharedStandardise(nn.Module):
             std, mean = torch.std_mean(torch.cat(rows), dim=0, correction=0)
             self.scale_mean[number], self.scale_std[number] = mean, torch.where(std > _FLOOR, std, 1.0)
 
-    def forward(self, plan: SharedPlan, blocks: Mapping[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    def forward(self, values: Mapping[Rectangles, Tensor]) -> tuple[dict[Rectangles, Tensor], dict[Rectangles, Tensor]]:
         """Standardised copies and scales."""
         standard, scales = {}, {}
-        for entry in (*plan.features, *plan.operators):
-            values, t = _in_units(blocks[entry.number], entry), entry.type
+        for blocks, given in values.items():
+            t, x = blocks.type, given * blocks.units
             if self.mode == "relation":
-                standard[entry.number] = (values - self.mean[t]) / self.std[t]
+                standard[blocks] = (x - self.mean[t]) / self.std[t]
                 continue
-            dims = (1, 2, 3, 4)
-            mean = values.mean(dims, keepdim=True)
-            spread = values - mean if entry.block.numel > 1 else values
+            mean = _per_tensor(x, blocks)
+            centred = (x - _at_matrices(mean, blocks)) * blocks.mask
+            std = (_per_tensor(centred.square(), blocks) + _FLOOR**2).sqrt()
+            numbers = torch.stack([std.log(), (mean / std).clamp(-3, 3)], 1)
+            scales[blocks] = (numbers - self.scale_mean[t]) / self.scale_std[t]
             # a tensor of one value keeps its sign and its size
-            std = spread.square().mean(dims, keepdim=True).add(_FLOOR**2).sqrt()
-            standard[entry.number] = spread / std
-            scales[entry.number] = (_scales(values) - self.scale_mean[t]) / self.scale_std[t]
+            kept = torch.where(blocks.sizes == 1, mean, 0.0)
+            size = torch.where(blocks.sizes == 1, (mean.square() + _FLOOR**2).sqrt(), std)
+            standard[blocks] = (centred + _at_matrices(kept, blocks)) / _at_matrices(size, blocks)
         return standard, scales
 
-    def deviation(self, plan: SharedPlan, number: int) -> Tensor:
-        """Deviation of the parameters of a block of this type and fan-in, in their own units; a scalar."""
-        entry = plan.by_number[number]
-        return self.std[entry.type] / (1.0 if entry.is_feature else entry.fan_in**0.5)
+    def deviation(self, blocks: Rectangles) -> Tensor:
+        """Deviation of parameters of this type and fan-in, in their own units; ``(M, 1, 1, 1)``."""
+        return self.std[blocks.type] / blocks.units
+
+
+def _per_tensor(x: Tensor, blocks: Rectangles) -> Tensor:
+    """Mean over the numbers of every tensor; what is filled up must be zero."""
+    return x.new_zeros(len(blocks.sizes)).index_add(0, blocks.tensor, x.sum((1, 2, 3))) / blocks.sizes
+
+
+def _at_matrices(x: Tensor, blocks: Rectangles) -> Tensor:  # shape: (M, 1, 1, 1)
+    return x[blocks.tensor][:, None, None, None]
 
 
 def _in_units(values: Tensor, entry: BlockPlan) -> Tensor:
