@@ -146,15 +146,29 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def show(table: list[dict[str, Any]]) -> None:
-    """Print the table as markdown."""
-    print("\n| zoo | model | augmented | parameters | seeds | per INR % | +- | vote % | epochs | CPU s to best | MiB |")
-    print("|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
-    for r in table:
-        spread = "" if r["test_spread"] is None else f"{100 * r['test_spread']:.1f}"
-        cells = [r["zoo"], r["model"], "yes" if r["augmented"] else "no", f"{r['parameters']:,}", r["seeds"]]
-        cells += [f"{100 * r['test_accuracy']:.1f}", spread, f"{100 * r['vote_accuracy']:.1f}", f"{r['epochs']:.0f}"]
-        cells += [f"{r['cpu_seconds_to_best']:.0f}", f"{r['peak_mib']:.0f}"]
-        print(f"| {' | '.join(map(str, cells))} |")
+    """Print a table per zoo, as the documentation has them: with augmentation, without, and the operator's variants."""
+    for zoo in dict.fromkeys(row["zoo"] for row in table):
+        for title, wanted in {
+            "augmented": lambda r: r["augmented"] and r["model"] not in ABLATION,
+            "without augmentation": lambda r: not r["augmented"] and r["model"] not in ABLATION,
+            "variants of the operator metanetwork": lambda r: r["model"] in ABLATION,
+        }.items():
+            if rows := [row for row in table if row["zoo"] == zoo and wanted(row)]:
+                print(f"\n**{zoo}, {title}**\n")
+                _show(rows)
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    print(
+        "| metanetwork | parameters | CPU s | seeds | per INR, % | vote, % | validation, % | epochs | best at | MiB |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for r in rows:
+        spread = "" if r["test_spread"] is None else f" ± {100 * r['test_spread']:.1f}"
+        cells = [r["model"], f"{r['parameters']:,}", f"{r['budget_cpu_seconds']:.0f}", r["seeds"]]
+        cells += [f"{100 * r['test_accuracy']:.1f}{spread}", f"{100 * r['vote_accuracy']:.1f}"]
+        cells += [f"{100 * r['val_accuracy']:.1f}", f"{r['epochs']:.0f}", f"{r['cpu_seconds_to_best']:.0f}"]
+        print(f"| {' | '.join(map(str, cells))} | {r['peak_mib']:.0f} |")
 
 
 def write(table: list[dict[str, Any]]) -> None:

@@ -16,6 +16,8 @@ from weightspace.graphs.message_passing.kernels.edge_lists import KernelEdges
 __all__ = ["BlockEdges", "Extremum", "Piece", "SparseEdges", "Topology", "state_shape"]
 
 T = TypeVar("T", int, str)
+_KEPT_INDICES = 2**18
+"""Most edges of a rectangle whose indices are kept for the next call; the last 64 rectangles hold 256 MiB at most."""
 Extremum: TypeAlias = Literal["amax", "amin"]
 
 
@@ -179,7 +181,9 @@ class BlockEdges:
 
     def as_sparse(self, device: torch.device) -> SparseEdges:
         """The same edges with indices, in the order ``(M, R, S)``."""
-        return _sparse(self.matrices, self.receivers, self.senders, device)
+        few = self.matrices * self.receivers * self.senders <= _KEPT_INDICES
+        make = _sparse if few else _sparse.__wrapped__
+        return make(self.matrices, self.receivers, self.senders, device)
 
     def kernel_edges(self, device: torch.device) -> KernelEdges:
         """Rectangles: kernels read no index."""
