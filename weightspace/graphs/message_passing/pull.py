@@ -38,8 +38,8 @@ class Pull:
             as the receivers. Those by extrema are shared among equal ones, once these are counted.
         ties: For ``max`` and ``min``, how many edges attain the extremum of each receiver.
         count_ties: Whether these are still to be counted, which a piece with all edges of its receivers can.
-        slot: Where the derivative by the states of the edges belongs, ``None`` if nobody wants it; a message that writes
-            it there and returns this very tensor saves a copy.
+        slot: Where the derivative by the states of the edges belongs, ``None`` if nobody wants it; a message that
+            writes it there and returns this very tensor saves a copy.
     """
 
     piece: Piece
