@@ -211,8 +211,9 @@ def test_channels_may_come_first(name, piece):
         return Sent((edges * senders).tanh() + receivers, edges - senders)
 
     message, shapes = MESSAGES.get(name, (EdgeMlp(residual=True), [(4, 4), (4, 4)]))
-    message, shapes = (product, []) if name == "function" else (message, shapes)
-    first = product if name == "function" else replace(message, channels="first")
+    message, shapes, first = (
+        (product, [], product) if name == "function" else (message, shapes, replace(message, channels="first"))
+    )
     tensors = draw((3, 5, 4, 4), (3, 5, 4), (3, 4, 4), *shapes)
     kwargs = {"to_receivers": ALL, "to_senders": True, "piece": piece}
     last = run(message, BlockEdges(3, 5, 4), *tensors[:3], tensors[3:], **kwargs)

@@ -1,5 +1,7 @@
 """Gated sums on rectangles and sparse edges against the equation written with loops."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 from hypothesis import given
@@ -72,9 +74,9 @@ def test_a_graph_may_have_no_edge():
 
 
 def test_errors_name_the_shapes():
-    block = BlockEdges(1, 2, 3)
+    block, side = BlockEdges(1, 2, 3), cast(Any, "target")
     with pytest.raises(SpecError, match="'to' must be 'receivers' or 'senders' .got 'target'"):
-        gated_sum(torch.ones(1, 1, 2, 3), torch.ones(1, 3, 1), block, "target")
+        gated_sum(torch.ones(1, 1, 2, 3), torch.ones(1, 3, 1), block, side)
     with pytest.raises(ShapeError, match="multiple of the heads .got 3, 2"):
         gated_sum(torch.ones(2, 1, 2, 3), torch.ones(1, 3, 3), block)
     with pytest.raises(
