@@ -339,7 +339,9 @@ class _EdgePass(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         on = {n: g for n, g in zip(call.names(), gradients, strict=True) if g is not None and n != "top"}
         if torch.is_grad_enabled():  # somebody wants derivatives of second order
-            results = dict(zip(call.names(), call.whole(tensors), strict=True))
+            # arguments may be one tensor, or made of each other: derivatives by views hold each path once
+            leaves = [x.view_as(x) for x in tensors]
+            results = dict(zip(call.names(), call.whole(leaves), strict=True))
             outputs = [(results[n], gradient) for n, gradient in on.items()]
-            return None, None, *_gradients(outputs, tensors, needed, create_graph=True)
+            return None, None, *_gradients(outputs, leaves, needed, create_graph=True)
         return None, None, *call.backward(tensors, needed, kept, on, ctx.count)
