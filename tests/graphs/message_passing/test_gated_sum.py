@@ -85,3 +85,17 @@ def test_errors_name_the_shapes():
         gated_sum(torch.ones(2, 1, 2, 3), torch.ones(1, 3, 2), block, "senders")
     with pytest.raises(ShapeError, match="'edges' must be of shape"):
         gated_sum(torch.ones(2, 5), torch.ones(3, 2), block.as_sparse(torch.device("cpu")))
+
+
+def test_indices_made_under_inference_mode_serve_training():
+    """Sorting the edges by sender is kept with the edges of a rectangle, and those are kept for later calls."""
+    rectangle = BlockEdges(1, 3, 7)
+    sums = []
+    for inference in (True, False):
+        with torch.inference_mode(inference):
+            edges, gates = rectangle.as_sparse(torch.device("cpu")), torch.ones(1, 21, requires_grad=not inference)
+            sums.append(gated_sum(gates, torch.ones(3, 1, requires_grad=not inference), edges, "senders"))
+            edges.kernel_edges(gates.device)
+    sums[1].sum().backward()
+    assert torch.equal(sums[0], sums[1])
+    assert not any(x.is_inference() for x in edges.kernel_edges(gates.device).rows.tensors)

@@ -317,7 +317,8 @@ class SparseEdges:
 
     @cached_property
     def _reversed(self) -> SparseEdges:
-        return SparseEdges.of(torch.stack([self.receiver, self.sender]), self.num_senders, self.num_receivers)
+        with torch.inference_mode(False):  # kept for later calls, which may want derivatives
+            return SparseEdges.of(torch.stack([self.receiver, self.sender]), self.num_senders, self.num_receivers)
 
     def check(self, edges: Tensor, receivers: Tensor, senders: Tensor) -> None:
         """The shapes above, whatever the channels."""
@@ -336,8 +337,9 @@ class SparseEdges:
 
     @cached_property
     def _kernel_edges(self) -> KernelEdges:
-        colptr, by_sender = self.by_sender
-        return KernelEdges.of_lists(self.rowptr, self.sender, colptr, by_sender, self.receiver)
+        with torch.inference_mode(False):
+            colptr, by_sender = self.by_sender
+            return KernelEdges.of_lists(self.rowptr, self.sender, colptr, by_sender, self.receiver)
 
     def pieces(self, count: int | None) -> Iterator[Piece]:
         """Edges next to each other."""
