@@ -165,6 +165,19 @@ def test_what_is_filled_up_is_not_read(make, random_weights, monkeypatch):
     assert ((net(groups) - answers).abs() > 1e-3).any()
 
 
+@pytest.mark.parametrize("normalisation", ["relation", "network"])
+def test_autocast_changes_answers_by_its_rounding_only(make, layouts, random_weights, normalisation):
+    net = make(layouts, normalisation=normalisation).float()
+    groups = [(layout, {k: w.float() for k, w in random_weights(layout, 2).items()}) for layout in layouts]
+    answers = net(groups)
+    with torch.autocast("cpu", torch.bfloat16):
+        short = net(groups)
+    assert short.dtype == torch.bfloat16
+    assert 1e-5 < (short - answers).abs().max() / answers.abs().max() < 0.05
+    short.float().square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
 def _without_factors(end):
     def wrong(*args):
         rows, factors = end(*args)

@@ -219,12 +219,11 @@ class SharedMetanet(nn.Module, ABC):
                 SharedFunctions.apply_to(functions[part.type], batch.standard[part], part.places).flatten(1)
                 for part in plan.features
             ]
-            states = states.index_add(0, rows, torch.cat(values, 1).T)
+            states = states + plan.sum_rows(torch.cat(values, 1).T, rows, plan.num_nodes)
         if self.scale is not None:
             scale, layers = self.scale(), torch.cat([part.layers for part in batch.scales])
             changes = torch.cat([nn.functional.linear(x, *scale[part.type]) for part, x in batch.scales.items()])
-            of_layer = states.new_zeros(len(plan.layer_sizes), states.shape[1]).index_add(0, layers, changes)
-            states = states + of_layer[plan.layer]
+            states = states + plan.sum_rows(changes, layers, len(plan.layer_sizes))[plan.layer]
         return states
 
     @abstractmethod

@@ -278,11 +278,16 @@ class BatchPlan:
 
     def sum_at(self, side: Side, messages: Sequence[Tensor], like: Tensor) -> Tensor:
         """What arrives at each node by what arrives at that end of every operator and link; ``(N, C)``."""
-        total = like.new_zeros(self.num_nodes + 1, like.shape[1])
         rows = self._joined[side]
         if rows is None:
-            return total[:-1]
-        return total.index_add(0, rows, torch.cat([m.reshape(-1, m.shape[-1]) for m in messages]))[:-1]
+            return like.new_zeros(self.num_nodes, like.shape[1])
+        arriving = torch.cat([m.reshape(-1, m.shape[-1]) for m in messages])
+        return self.sum_rows(arriving, rows, self.num_nodes + 1)[:-1]
+
+    def sum_rows(self, values: Tensor, rows: Tensor, count: int) -> Tensor:
+        """Sums of the values of each row, in the type of the metanetwork also under autocast."""
+        dtype = self.numbers.dtype
+        return values.new_zeros(count, *values.shape[1:], dtype=dtype).index_add(0, rows, values.to(dtype))
 
     def by_type(self, x: Tensor, maps: _Maps) -> Tensor:
         """Every node mapped by weight and bias of its type; ``(N, C) -> (N, C')``."""

@@ -30,14 +30,15 @@ class SharedReadout(nn.Module):
 
     def forward(self, plan: BatchPlan, states: Tensor) -> Tensor:
         """One vector per network."""
-        width = states.shape[1]
-        layers = states.new_zeros(len(plan.layer_sizes), width)
-        mean = layers.index_add(0, plan.layer, states) / plan.layer_sizes
-        most = layers.scatter_reduce(0, plan.layer[:, None].expand_as(states), states, "amax", include_self=False)
-        pooled = torch.cat([mean, most], 1)
-        means = states.new_zeros(3 * plan.networks, 2 * width).index_add(0, plan.pool, pooled / plan.pool_sizes)
-        between = pooled[plan.between]
-        network = (plan.pool[plan.between] // 3)[:, None].expand_as(between)
-        top = states.new_zeros(plan.networks, 2 * width)
-        top = top.scatter_reduce(0, network, between, "amax", include_self=False)
+        count = len(plan.layer_sizes)
+        mean = plan.sum_rows(states, plan.layer, count) / plan.layer_sizes
+        pooled = torch.cat([mean, _largest(states.to(mean.dtype), plan.layer, count)], 1)
+        means = plan.sum_rows(pooled / plan.pool_sizes, plan.pool, 3 * plan.networks)
+        top = _largest(pooled[plan.between], plan.pool[plan.between] // 3, plan.networks)
         return self.norm(torch.cat([means.view(plan.networks, -1), top], 1))
+
+
+def _largest(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Largest values of each row, zeros where there are none."""
+    index = rows[:, None].expand_as(values)
+    return values.new_zeros(count, values.shape[1]).scatter_reduce(0, index, values, "amax", include_self=False)
