@@ -67,3 +67,18 @@ def test_standardisation_folded_in_equals_standardised_values(generator):
     mean, std = torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.2, dtype=torch.float64)
     for a, b in zip(functions(values, mean, std), functions((values - mean) / std), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("positions", [1, 9])
+def test_autocast_changes_functions_by_its_rounding_only(positions, generator):
+    functions = EdgeFunctions(positions, 8, 3)
+    values = torch.randn(2, 1, 4, 5, positions, generator=generator)
+    gradients = []
+    for enabled in (False, True):
+        functions.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            answers = torch.cat([x.flatten() for x in functions(values)])
+        answers.float().square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in functions.parameters() if p.grad is not None]))
+    exact, rounded = gradients
+    assert 0 < (rounded - exact).norm() < 0.05 * exact.norm()  # eight bits of mantissa

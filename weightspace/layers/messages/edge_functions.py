@@ -110,7 +110,8 @@ class EdgeFunctions(nn.Module):
         """``(K, E) -> (functions, E)``; constants enter as a row of ones, which saves two passes over the edges."""
         w = torch.cat([w, torch.ones_like(w[:1])])
         units = F.silu(matrices.units @ w)
-        return (matrices.mix @ w).addmm_(matrices.read, units)
+        linear = matrices.mix @ w
+        return linear.addmm_(matrices.read.to(linear), units)  # autocast leaves operations in place alone
 
     def forward(
         self,
