@@ -99,3 +99,19 @@ def test_indices_made_under_inference_mode_serve_training():
     sums[1].sum().backward()
     assert torch.equal(sums[0], sums[1])
     assert not any(x.is_inference() for x in edges.kernel_edges(gates.device).rows.tensors)
+
+
+@pytest.mark.parametrize("sizes", [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
+@pytest.mark.parametrize("to", ["receivers", "senders"])
+def test_rectangles_may_be_empty(sizes, to):
+    """Nothing arrives, and derivatives are zero."""
+    matrices, receivers, senders, width = sizes
+    read, write = (senders, receivers) if to == "receivers" else (receivers, senders)
+    gates = torch.ones(2, matrices, receivers, senders, requires_grad=True)
+    values = torch.ones(matrices, read, width, requires_grad=True)
+    sums = gated_sum(gates, values, BlockEdges(matrices, receivers, senders), to)
+    sums.sum().backward()
+    assert sums.shape == (matrices, write, width)
+    assert gates.grad is not None
+    assert values.grad is not None
+    assert not any(x.any() for x in (sums, gates.grad, values.grad))

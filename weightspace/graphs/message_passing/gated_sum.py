@@ -70,18 +70,17 @@ def gated_sum(
 
 def _by_matrices(matrices: Tensor, values: Tensor, to: Literal["receivers", "senders"]) -> Tensor:
     """One product per head and matrix; where a node hears one other, number by number."""
-    heads, count, _, _ = matrices.shape
-    per_head = values.unflatten(2, (heads, -1)).permute(2, 0, 1, 3)
+    heads, count, receivers, senders = matrices.shape
+    width = values.shape[2] // heads
+    per_head = values.unflatten(2, (heads, width)).permute(2, 0, 1, 3)
     if values.shape[1] == 1:
         sums = (matrices if to == "receivers" else matrices.transpose(2, 3)) * per_head
         return sums.permute(1, 2, 0, 3).flatten(2)
-    flat, per_head = matrices.flatten(0, 1), per_head.reshape(heads * count, values.shape[1], -1)
+    flat, per_head = matrices.flatten(0, 1), per_head.reshape(heads * count, values.shape[1], width)
     if to == "receivers":
-        return torch.bmm(flat, per_head).view(heads, count, -1, per_head.shape[2]).permute(1, 2, 0, 3).flatten(2)
+        return torch.bmm(flat, per_head).view(heads, count, receivers, width).permute(1, 2, 0, 3).flatten(2)
     # this way round derivatives by the matrices have the layout of the matrices
-    return (
-        torch.bmm(per_head.transpose(1, 2), flat).view(heads, count, -1, flat.shape[2]).permute(1, 3, 0, 2).flatten(2)
-    )
+    return torch.bmm(per_head.transpose(1, 2), flat).view(heads, count, width, senders).permute(1, 3, 0, 2).flatten(2)
 
 
 class _Gated:
