@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from weightspace.errors import SpecError
 from weightspace.graphs.message_passing.edge_pass import edge_pass
@@ -81,6 +82,7 @@ class _Shared(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return _sum(gradients[0], ctx.group), None
 
@@ -93,6 +95,7 @@ class _Joined(torch.autograd.Function):
         return _sum(x, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
 
@@ -109,6 +112,7 @@ class _Extremum(torch.autograd.Function):
         return extreme
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return gradients[0] * ctx.share, None, None
 
