@@ -8,8 +8,8 @@ most over all calls, the first of the process too. All executors have the same w
 tensors are compared with those of MetaLayer in the same run, relative to the largest entry (float32, at most 1e-4).
 
 The C library gives large blocks back to the system at once and torch faults them in again page by page; rows marked
-``kept`` run with settings that let it keep them. ``--compiled`` adds MetaLayer and the layer under ``torch.compile``, and
-the CPU seconds that took, compilers included.
+``kept`` run with settings that let it keep them. ``--compiled`` adds MetaLayer and the layer under ``torch.compile``,
+and the CPU seconds that took, compilers included.
 
     python benchmarks/message_passing.py [--quick] [--cases inr64 mixed] [--allocators default kept] [--compiled]
 """
