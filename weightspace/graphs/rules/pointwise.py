@@ -23,7 +23,7 @@ _ADD = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.add.Scalar, ate
 _SCALE = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}
 
 
-@register_rule(torch.Tag.pointwise)
+@register_rule(torch.Tag.pointwise, aten.leaky_relu.default)  # torch 2.11 does not tag leaky_relu
 def pointwise(p: Propagation, node: Node, *args: Any, **kwargs: Any) -> Value:
     """Any operator that torch tags as pointwise: operands broadcast, equal axes are tied."""
     shape = p.shape(node)

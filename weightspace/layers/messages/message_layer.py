@@ -75,12 +75,13 @@ def carry(
     """States on one side of a block, through functions on its edges, of those on the other side."""
     heads, batch, groups, out, inputs = functions.shape
     block, end = BlockEdges(batch * groups, out, inputs), "receivers" if to == "target" else "senders"
+    read, written = (inputs, out) if to == "target" else (out, inputs)
     values = values.expand(batch, -1, -1)
     if executor == "sparse":
         sums = gated_sum(functions.flatten(1), values.flatten(0, 1), block.as_sparse(values.device), end)
     else:
-        sums = gated_sum(functions.flatten(1, 2), values.reshape(batch * groups, -1, values.shape[2]), block, end)
-    return sums.view(batch, -1, sums.shape[-1])
+        sums = gated_sum(functions.flatten(1, 2), values.reshape(batch * groups, read, values.shape[2]), block, end)
+    return sums.reshape(batch, groups * written, sums.shape[-1])
 
 
 class MessageLayer(nn.Module):
