@@ -114,8 +114,12 @@ def ceilings() -> dict[str, Ceiling]:
     both = 2.0 * FLOAT
     return {
         "matrix product 1024": Ceiling("GFLOP/s", 2.0 * 1024**3, lambda: torch.mm(a, b, out=ab)),
-        "[65536 x 64] [64 x 64]": Ceiling("GFLOP/s", 2.0 * 2**16 * C * C, lambda: torch.mm(long, weight, out=of_long)),
-        "[8192 x 64] [64 x 64]": Ceiling("GFLOP/s", 2.0 * 2**13 * C * C, lambda: torch.mm(short, weight, out=of_short)),
+        "matrix product 65536 x 64 by 64 x 64": Ceiling(
+            "GFLOP/s", 2.0 * 2**16 * C * C, lambda: torch.mm(long, weight, out=of_long)
+        ),
+        "matrix product 8192 x 64 by 64 x 64": Ceiling(
+            "GFLOP/s", 2.0 * 2**13 * C * C, lambda: torch.mm(short, weight, out=of_short)
+        ),
         "copy, memory": Ceiling("GB/s", both * 2**24, lambda: to_large.copy_(large)),
         "silu, memory": Ceiling("GB/s", both * 2**24, lambda: torch.ops.aten.silu.out(large, out=to_large)),
         "silu, cache": Ceiling("GB/s", both * 2**17 * 32, repeated(torch.ops.aten.silu.out)),
