@@ -60,8 +60,8 @@ def measure(limits: dict[str, Ceiling], subjects: dict[str, Operator], rounds: i
 
 
 def terms(work: Work, edges: int, reached: dict[str, float]) -> dict[str, float]:
-    """Seconds of every term at the limits."""
-    products = max(reached[name] for name in reached if name.startswith("["))
+    """Seconds of every term at the limits; products at that of matrices of few columns."""
+    products = max(reached[name] for name in reached if " by " in name)
     numbers = reached["silu, cache"] / 8  # a number is read and written
     rates = dict(zip(TERMS, (products, numbers, reached["copy, memory"]), strict=True))
     amounts = dict(zip(TERMS, (work.flops, work.activations, work.bytes), strict=True))
