@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
 from weightspace.graphs.parameter_view import ParameterView
-from weightspace.metanets import Metanet, build_metanet
+from weightspace.metanets import (
+    Metanet,
+    SharedGraphMetanetwork,
+    SharedGraphMetanetworkConfig,
+    SharedMetanet,
+    SharedOperatorNet,
+    SharedOperatorNetConfig,
+    build_metanet,
+)
 
 
 def block(name, role, source, target, shape, *, view=True, parameter_shape=None, **more) -> EdgeBlock:
@@ -244,3 +252,27 @@ def _permute(layout: BlockLayout, weights: dict[str, Tensor], moves: dict[str, T
         table = table[:, move[0]][:, :, move[1]]
         values.append(torch.stack([table[:, t[:, None], s[None, :]] for t, s in zip(*own, strict=True)], dim=1))
     return layout.join(values)
+
+
+OPERATOR = {"width": 8, "heads": 4, "layers": 2, "function_units": 6, "head_width": 16}
+GMN = {"width": 8, "edge_width": 4, "layers": 3, "edge_units": 6, "head_width": 16}
+
+
+@pytest.fixture(params=["operator", "gmn"])
+def make_mixed(request):
+    """Small metanetworks for mixed architectures, in float64."""
+
+    def make(architectures, out_features: int | None, **options) -> SharedMetanet:
+        torch.manual_seed(0)
+        if request.param == "operator":
+            config = SharedOperatorNetConfig(**{**OPERATOR, **options})
+            net: SharedMetanet = SharedOperatorNet(architectures, out_features, config)
+        else:
+            config = SharedGraphMetanetworkConfig(**{**GMN, **options})
+            net = SharedGraphMetanetwork(architectures, out_features, config)
+        for name, parameter in net.named_parameters():
+            if name.endswith("difference"):  # as after training: types have parameters of their own
+                nn.init.normal_(parameter, std=0.3 * max(1, parameter[0].numel()) ** -0.5)
+        return net.double().eval()
+
+    return make

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.metanets.conftest import LAYOUTS
+from tests.metanets.conftest import GMN, LAYOUTS, OPERATOR
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs import BlockLayout, trace
 from weightspace.layers.mixed.relations import RelationTypes
@@ -20,8 +20,6 @@ from weightspace.metanets import (
 )
 from weightspace.zoo.recipes.classifier import CLASSIFIER_FAMILIES
 
-OPERATOR = {"width": 8, "heads": 4, "layers": 2, "function_units": 6, "head_width": 16}
-GMN = {"width": 8, "edge_width": 4, "layers": 3, "edge_units": 6, "head_width": 16}
 CLASSIFIERS = {
     "mlp": {"widths": [5, 4]},
     "cnn": {"widths": [3, 4]},

@@ -2,21 +2,17 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tests.metanets.conftest import LAYOUTS
 from tests.metanets.mixed_twin import twin_answers
-from tests.metanets.test_mixed import CLASSIFIERS, GMN, OPERATOR
+from tests.metanets.test_mixed import CLASSIFIERS
 from weightspace.graphs import BlockLayout, trace
 from weightspace.layers import BatchPlan, Rectangles, SharedPlan
 from weightspace.layers.mixed.relations import RelationTypes
 from weightspace.metanets import (
-    SharedGraphMetanetwork,
-    SharedGraphMetanetworkConfig,
     SharedMetanet,
-    SharedOperatorNet,
-    SharedOperatorNetConfig,
 )
 from weightspace.zoo.recipes.classifier import CLASSIFIER_FAMILIES
 
@@ -31,22 +27,9 @@ def layouts() -> list[BlockLayout]:
     return [*(trace(module, torch.zeros(2, 1, 4, 4)).layout() for module in built), *LAYOUTS.values()]
 
 
-@pytest.fixture(params=["operator", "gmn"])
-def make(request):
-    def make(architectures, out_features: int | None = 3, **options) -> SharedMetanet:
-        torch.manual_seed(0)
-        if request.param == "operator":
-            config = SharedOperatorNetConfig(**{**OPERATOR, **options})
-            net: SharedMetanet = SharedOperatorNet(architectures, out_features, config)
-        else:
-            config = SharedGraphMetanetworkConfig(**{**GMN, **options})
-            net = SharedGraphMetanetwork(architectures, out_features, config)
-        for name, parameter in net.named_parameters():
-            if name.endswith("difference"):  # as after training: types have parameters of their own
-                nn.init.normal_(parameter, std=0.3 * max(1, parameter[0].numel()) ** -0.5)
-        return net.double().eval()
-
-    return make
+@pytest.fixture
+def make(make_mixed):
+    return lambda architectures, out_features=3, **options: make_mixed(architectures, out_features, **options)
 
 
 def _batch(layouts, random_weights, sizes=(1, 2, 3)):

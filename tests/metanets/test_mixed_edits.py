@@ -14,18 +14,14 @@ from weightspace.layers.mixed.relations import RelationTypes
 from weightspace.metanets import (
     MixedReader,
     SharedGraphMetanetwork,
-    SharedGraphMetanetworkConfig,
     SharedMetanet,
     SharedOperatorNet,
-    SharedOperatorNetConfig,
     architecture_from_json,
     shared_metanet_from_json,
 )
 from weightspace.testing import assert_equivariant, permutation_action
 from weightspace.zoo.recipes.classifier import CLASSIFIER_FAMILIES
 
-OPERATOR = {"width": 8, "heads": 4, "layers": 2, "function_units": 6, "head_width": 16}
-GMN = {"width": 8, "edge_width": 4, "layers": 2, "edge_units": 6, "head_width": 16}
 CONVOLUTIONS = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
 ATTENTION = CLASSIFIER_FAMILIES["vit"](4, 3, width=6, heads=3, blocks=1)
 
@@ -38,22 +34,9 @@ def traced():
     }
 
 
-@pytest.fixture(params=["operator", "gmn"])
-def make(request):
-    def make(architectures, out_features: int | None = None, **options) -> SharedMetanet:
-        torch.manual_seed(0)
-        if request.param == "operator":
-            config = SharedOperatorNetConfig(**{**OPERATOR, **options})
-            net: SharedMetanet = SharedOperatorNet(architectures, out_features, config)
-        else:
-            config = SharedGraphMetanetworkConfig(**{**GMN, **options})
-            net = SharedGraphMetanetwork(architectures, out_features, config)
-        for name, parameter in net.named_parameters():
-            if name.endswith("difference"):  # as after training: types have parameters of their own
-                nn.init.normal_(parameter, std=0.3 * max(1, parameter[0].numel()) ** -0.5)
-        return net.double().eval()
-
-    return make
+@pytest.fixture
+def make(make_mixed):
+    return lambda architectures, out_features=None, **options: make_mixed(architectures, out_features, **options)
 
 
 @pytest.mark.parametrize("normalisation", ["relation", "network"])

@@ -148,7 +148,7 @@ class BlockEdges:
         matrices: ``M``: networks times groups.
         receivers: ``R``, rows of a matrix.
         senders: ``S``, columns of a matrix.
-        channels: ``"last"``, or ``"first"``, which is faster below 64 channels: sums and products then run along the
+        channels: ``"last"``, or ``"first"``, which is faster with few channels: sums and products then run along the
             edges. Messages must be made for it (:class:`EdgeMlp` is); the softmax reduction and kernels are not.
 
     Shape:
