@@ -3,9 +3,10 @@
     python benchmarks/mixed_architectures.py --out runs/mixed_architectures --seeds 3
     python benchmarks/mixed_architectures.py --out runs/mixed_architectures --table
 
-Builds the zoo ``mixed-classifiers`` (24 architectures of four families: MLP, CNN, ResNet, transformer; 7 minutes of
-one core), trains one metanetwork of each kind on the training networks of all architectures together, and scores the
-test networks. Runs that are there are not repeated, stopped ones go on. The baseline is gradient boosting on statistics
+Builds the zoo ``mixed-classifiers`` (24 architectures of four families: MLP, CNN, ResNet, transformer; 160 networks of
+each, half an hour of one core), trains one metanetwork of each kind on the training networks of all architectures
+together for the same processor time, and scores the test networks. Runs that are there are not repeated, stopped ones
+go on. The baseline is gradient boosting on statistics
 of the weight and bias tensors (after Unterthiner et al. 2020, who read one architecture): seven statistics of first,
 last and, by mean and extremes, of all weight and bias tensors, with family, numbers of tensors and of parameters.
 Epochs are chosen on validation; test networks are scored once per run. Writes ``results/mixed_architectures.json``.
@@ -124,7 +125,7 @@ def run(model: str, seed: int, splits: dict[str, list[LabelledWeights]], kinds: 
         reader = MixedReader(net, args.layouts)
         reader.fit_normalisation(data["train"].sample(len(data["train"])))
         config = TrainConfig(
-            epochs=args.epochs, max_seconds=args.seconds, batch_size=32, average=0.98, augment=(), seed=seed
+            epochs=100_000, max_cpu_seconds=args.cpu_seconds, batch_size=32, average=0.98, augment=(), seed=seed
         )
         result = fit(
             reader, data["train"], data["val"], config, folder, objective=Regression(), record=net.to_json(),
@@ -140,25 +141,35 @@ def run(model: str, seed: int, splits: dict[str, list[LabelledWeights]], kinds: 
     print(model, seed, {k: {n: round(f, 3) for n, f in v.items()} for k, v in record["test"].items()}, flush=True)
 
 
+def _cell(row: dict[str, Any], part: str) -> str:
+    """R2 with its spread over seeds, Kendall's tau and mean absolute error."""
+    r2, tau, mae = (row[f"{part}_{figure}"] for figure in ("r2", "kendall_tau", "mae"))
+    spread = "" if r2["spread"] is None else f" ± {r2['spread']:.2f}"
+    return f"{r2['mean']:.2f}{spread} / {tau['mean']:.2f} / {mae['mean']:.3f}"
+
+
 def table(out: Path, described: dict[str, Any]) -> None:
     """Means and spreads over the seeds, printed and written."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(out.glob("seed*/*/results.json")):
         runs.setdefault(path.parent.name, []).append(json.loads(path.read_bytes()))
     rows = []
+    parts = ("all", *FAMILIES)
+    print("| model | seeds | parameters | epochs | " + " | ".join(parts) + " |")
+    print("|---|--:|--:|--:|" + "---|" * len(parts))
     for model, results in sorted(runs.items(), key=lambda item: MODELS.index(item[0])):
         row: dict[str, Any] = {"model": model, "seeds": len(results), "parameters": results[0]["parameters"]}
         for figure in ("epochs", "cpu_seconds"):
             row[figure] = None if results[0][figure] is None else statistics.mean(r[figure] for r in results)
-        for family in ("all", *FAMILIES):
+        for family in parts:
             for figure in ("r2", "kendall_tau", "mae"):
                 values = [r["test"][family][figure] for r in results]
                 spread = statistics.stdev(values) if len(values) > 1 else None
                 row[f"{family}_{figure}"] = {"mean": statistics.mean(values), "spread": spread}
         rows.append(row)
-        cells = [f"{row[f'{f}_r2']['mean']:.3f} / {row[f'{f}_kendall_tau']['mean']:.3f} / {row[f'{f}_mae']['mean']:.3f}"
-                 for f in ("all", *FAMILIES)]  # fmt: skip
-        print("|", model, "|", len(results), "|", row["parameters"], "|", " | ".join(cells), "|")
+        size = "" if row["parameters"] is None else f"{row['parameters']:,}"
+        epochs = "" if row["epochs"] is None else f"{row['epochs']:.0f}"
+        print("|", model, "|", len(results), "|", size, "|", epochs, "|", " | ".join(_cell(row, f) for f in parts), "|")
     machine = {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine()}
     content = {"machine": machine, "threads": 1, "zoo": described, "rows": rows}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
@@ -169,12 +180,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/mixed_architectures"))
     parser.add_argument("--seeds", type=int, default=1, help="training seeds; seed s splits the networks with salt s")
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=None, help="limit of a run")
+    parser.add_argument("--cpu-seconds", type=float, default=300, help="budget of one run")
+    parser.add_argument("--units", type=int, default=4, help="units of 40 networks of every architecture")
     parser.add_argument("--table", action="store_true", help="only make the table from the folders")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    zoo = build(MixedClassifiers(), args.out / "zoo", workers=1, progress=False)
+    zoo = build(MixedClassifiers(units_per_architecture=args.units), args.out / "zoo", workers=1, progress=False)
     families = zoo.column("family")
     described: dict[str, Any] = {"networks": len(zoo), "architectures": len(zoo.architectures)}
     for family in FAMILIES:
