@@ -32,6 +32,13 @@ def test_the_schedule_warms_up_and_falls_to_zero():
     assert all(math.isfinite(f) for f in factors)
 
 
+@pytest.mark.parametrize("total", [20, 80, 300])
+def test_a_short_run_is_not_all_warm_up(total):
+    factors = [learning_rate_factor(step, step / total, warmup_steps=100) for step in range(total + 1)]
+    assert max(factors) > 0.9
+    assert factors.index(max(factors)) == pytest.approx(0.1 * total, abs=2)
+
+
 def test_the_average_follows_its_definition():
     module = nn.Linear(2, 1).double()
     average = ParameterAverage(module, 0.9)

@@ -25,7 +25,7 @@ class TrainConfig:
         batch_size: Networks per step.
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay of matrices; vectors are left alone.
-        warmup_steps: Steps of linear warm-up.
+        warmup_steps: Steps of linear warm-up, at most a tenth of the budget.
         label_smoothing: Share of the target probability that is spread over all classes.
         clip: Largest norm of the gradient.
         average: Decay of the running average of the parameters, which is what gets evaluated and kept; 0 for none.

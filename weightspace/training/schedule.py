@@ -9,16 +9,20 @@ from torch import Tensor, nn
 
 __all__ = ["ParameterAverage", "learning_rate_factor"]
 
+_LONGEST_WARMUP = 0.1
+"""Share of the budget."""
+
 
 def learning_rate_factor(step: int, progress: float, warmup_steps: int) -> float:
     """Linear warm-up times cosine to zero, as a factor on the peak learning rate.
 
     Args:
         step: Steps taken so far.
-        progress: Share of the budget (epochs or wall time) that is used, in [0, 1].
-        warmup_steps: Length of the warm-up.
+        progress: Share of the budget (epochs, wall or processor time) that is used, in [0, 1].
+        warmup_steps: Length of the warm-up; it ends with a tenth of the budget where that comes first, so that a run of
+            few steps is not all warm-up.
     """
-    warmup = min(1.0, (step + 1) / (warmup_steps + 1))
+    warmup = min(1.0, max((step + 1) / (warmup_steps + 1), progress / _LONGEST_WARMUP))
     return warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
