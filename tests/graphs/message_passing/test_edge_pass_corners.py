@@ -218,3 +218,18 @@ def test_torch_func_takes_no_kernels_where_they_are_the_default(monkeypatch):
     (expected,) = torch.autograd.grad(torch.vmap(loss)(leaf).sum(), leaf)
     assert taken
     torch.testing.assert_close(found, expected)
+
+
+def test_edges_without_channels_go_in_pieces():
+    """As many places at a time as with channels, by what the ends bring."""
+    seen = []
+
+    def message(edges, receivers, senders):
+        seen.append(edges.shape[:-1].numel())
+        return Sent(receivers * senders)
+
+    for channels in (0, 1):
+        run(message, BlockEdges(1, 512, 512), torch.zeros(1, 512, 512, channels), *(torch.zeros(1, 512, 8),) * 2)
+    half = len(seen) // 2
+    assert half > 1
+    assert seen[:half] == seen[half:]

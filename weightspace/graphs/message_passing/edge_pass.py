@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -176,7 +177,7 @@ class _Call:
         numbers = numbers or _PIECE_NUMBERS.get((edges.device.type, axis), _PIECE_NUMBERS_ELSEWHERE)
         widest = max(getattr(self.message, "numbers", 1), *(x.shape[axis] for x in tensors[: 3 + self.more_edges]))
         count = max(1, numbers // widest)
-        return 0 if edges.numel() // max(1, edges.shape[axis]) <= 2 * count else count
+        return 0 if math.prod(edges.shape[:-1] if axis else edges.shape[1:]) <= 2 * count else count
 
     def kernel(self, tensors: Sequence[Tensor]) -> Passed | None:
         """The pass as an operator of torch; ``None`` if there is none."""
@@ -207,6 +208,14 @@ class _Call:
         ends = [piece.edges(edges), piece.receivers(receivers), piece.senders(senders)]
         return [*ends, *(piece.edges(x) for x in more), *parameters]
 
+    def sent(self, arguments: Sequence[Tensor]) -> Sent:
+        """What the message sends, at every edge: a message that leaves out an argument makes one tensor for many."""
+        return Sent(*(None if x is None else self._at_edges(x, arguments[0]) for x in self.message(*arguments)))
+
+    def _at_edges(self, x: Tensor, edges: Tensor) -> Tensor:
+        shape = self._shape(edges, x)
+        return x if x.shape == shape else x.expand(shape)
+
     def _shape(self, places: Tensor, like: Tensor) -> tuple[int, ...]:
         """As many places as one tensor, as many channels as the other."""
         axis = self.topology.channel_axis
@@ -224,7 +233,7 @@ class _Call:
         states: Tensor | None = None
         at_senders: Tensor | None = None
         for piece in self.topology.pieces(count):
-            sent = self.message(*self.at(piece, tensors))
+            sent = self.sent(self.at(piece, tensors))
             if sent.state is not None:
                 if states is None:
                     states = sent.state.new_empty(self._shape(edges, sent.state))
@@ -241,7 +250,7 @@ class _Call:
         """All edges at once, as torch differentiates it (twice, too)."""
         senders = tensors[2]
         (piece,) = self.topology.pieces(None)
-        sent = self.message(*self.at(piece, tensors))
+        sent = self.sent(self.at(piece, tensors))
         at_senders: Tensor | None = None
         reduced = self._reduced(tensors)
         if sent.value is not None:
@@ -271,7 +280,7 @@ class _Call:
         ties = {how: torch.zeros_like(saved[how]) for how in EXTREMA if how in on}
         if ties and not self.topology.has_whole_rows:
             for piece in self.topology.pieces(count):
-                count_ties(ties, piece, saved, self.message(*self.at(piece, tensors)).value)
+                count_ties(ties, piece, saved, self.sent(self.at(piece, tensors)).value)
             on = on | {how: on[how] / number.clamp(min=1) for how, number in ties.items()}
         for piece in self.topology.pieces(count):
             slots = [None if x is None else piece.edges(x) for x in (found[k] for k in on_edges)]
@@ -296,7 +305,7 @@ class _Call:
         """Derivatives of one piece, by torch."""
         leaves = [x.detach().requires_grad_(need) for x, need in zip(arguments, needed, strict=True)]
         with torch.enable_grad():
-            sent = self.message(*leaves)
+            sent = self.sent(leaves)
         return _gradients(zip(sent, pull(sent), strict=True), leaves, needed)
 
 

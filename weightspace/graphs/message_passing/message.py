@@ -29,9 +29,10 @@ Message: TypeAlias = Callable[..., Sent]
 """A function ``(edges, receivers, senders, *parameters)`` of edges, both their ends and further tensors.
 
 It sees some of the edges at a time and may be called again in backward, so it must depend on nothing but its arguments
-(no dropout). States of edges and ends broadcast against each other, on rectangles and on sparse edges alike. It may be
-an ``nn.Module``, which is called with its own parameters; it may have an attribute ``numbers`` (numbers per edge of the
-widest tensor it makes, from which the size of pieces follows), a method ``pull`` for its derivatives and a method
+(no dropout). States of edges and ends broadcast against each other, on rectangles and on sparse edges alike; what a
+message makes of some of them only counts once for every edge. It may be an ``nn.Module``, which is called with its own
+parameters; it may have an attribute ``numbers`` (numbers per edge of the widest tensor it makes, from which the size of
+pieces follows), a method ``pull`` for its derivatives and a method
 ``kernel`` for the whole pass (see :class:`~weightspace.graphs.message_passing.EdgeMlp`).
 """
 
