@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from weightspace.errors import CheckpointError, SpecError
 from weightspace.graphs import BlockLayout
+from weightspace.metanets import metanet_from_json, metanet_to_json
 from weightspace.tasks import ClassifyJob, classify, compare, digits_job, evaluate, probe_of, trace_zoo
 from weightspace.tasks import classify as classify_task
 from weightspace.training import TrainConfig, ZooBatches, batches_of, load_checkpoint, seeded
 from weightspace.zoo import Architecture, Zoo, register_architecture
-from weightspace.zoo.neuron_symmetries import SignFlip
+from weightspace.zoo.neuron_symmetries import PhaseWrap, SignFlip
 from weightspace.zoo.recipes import siren_architecture
 
 SIREN = siren_architecture((2, 8, 8, 1), 30.0, 0.5)
@@ -125,6 +126,19 @@ def test_the_test_split_is_looked_at_only_after_training(zoo, tmp_path, monkeypa
     monkeypatch.setattr(Zoo, "split", lambda self, name, *a: (events.append(name), split(self, name, *a))[1])
     classify(zoo, tmp_path, model="mlp", config=TrainConfig(epochs=1), progress=False)
     assert events == ["train", "val", "fit done", "val", "test"]
+
+
+def test_normalisation_is_fitted_on_prepared_weights(zoo, tmp_path):
+    config = TrainConfig(epochs=1, batch_size=32, prepare=("wrap",))
+    classify(zoo, tmp_path, model="operator", model_config={"width": 16}, config=config, progress=False)
+    found = load_checkpoint(tmp_path)
+    weights = zoo.select(status="ok").split("train", "0").weights()
+    wrapped = PhaseWrap(found.layout)(weights)
+    for seen, same in ((wrapped, True), (weights, False)):
+        wanted = metanet_from_json(metanet_to_json(found))
+        wanted.fit_normalisation(seen)
+        for name, value in wanted.standardise.state_dict().items():
+            assert torch.equal(value, found.standardise.state_dict()[name]) == same, name
 
 
 def test_wrapped_phases_and_probes(zoo, tmp_path):

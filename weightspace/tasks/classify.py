@@ -122,9 +122,9 @@ def classify(
     probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
     with seeded(torch.device("cpu"), config.seed, "initialisation"):
         metanet = build_metanet(model, traced, classes, options, probe=probe)
-    metanet.fit_normalisation(train.sample(NORMALISATION_SAMPLE))
-    metanet.to(device)
     pipeline = Pipeline(make_augmentation(config.augment, layout, space), make_augmentation(config.prepare, layout))
+    metanet.fit_normalisation(pipeline(train.sample(NORMALISATION_SAMPLE)))  # on what it will see
+    metanet.to(device)
     fitted = fit(
         metanet,
         train,
