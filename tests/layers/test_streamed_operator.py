@@ -1,6 +1,7 @@
 """Streamed functions against kept ones: the same numbers and gradients, whatever the chunk and the order in memory."""
 
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import EdgeBlock
+from weightspace.graphs.message_passing.kernels import operator_pass
 from weightspace.layers.messages.message_layer import SIDES, carry
 from weightspace.layers.messages.operator_bank import OperatorBank
-from weightspace.layers.messages.streamed_operator import _Grid
+from weightspace.layers.messages.streamed_operator import StreamedOperator, _Grid
 
 
 def _results(bank, values, source, target, *, stream, chunk=None, kernel=None):
@@ -60,6 +62,19 @@ def test_streaming_changes_no_number_and_no_gradient(shape, chunk, turned, share
     as_operator = _results(bank, values, source, target, stream=True, kernel=True)
     for a, b in zip(as_operator, kept, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("positions", "channels", "is_kernel"), [(255, 4, True), (256, 4, False), (1, 514, False)])
+def test_blocks_that_no_kernel_holds_are_streamed(positions, channels, is_kernel, monkeypatch):
+    """As on CUDA, where kernels are the default: two heads of ``channels / 2``."""
+    asked = []
+    module = sys.modules[StreamedOperator.__module__]
+    monkeypatch.setattr(module, "takes", lambda *tensors: True)
+    monkeypatch.setattr(module, "operator_pass", lambda *x: asked.append(x) or operator_pass(*x))
+    bank = OperatorBank(EdgeBlock("w", "weight", "a", "b", None, 1, 3, 4, positions), 2, 1, units=4)
+    (operator,) = bank(torch.randn(2, 1, 3, 4, positions), torch.tensor(0.0), torch.tensor(1.0), stream=True)
+    operator.carry(torch.randn(2, 4, channels), torch.randn(2, 3, channels))
+    assert bool(asked) is is_kernel
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ def answers(value, score, state, tensors, constant, *, sparse: bool, piece: int)
     topology = BLOCKS.as_sparse(torch.device("cpu")) if sparse else BLOCKS
     given = [x.flatten(0, -2) if sparse else x for x in tensors]
     passed = edge_pass(
-        message, topology, given[0], given[1], given[2], [constant], to_receivers=("sum", "square", "max", "min", "softmax"), to_senders=True,
-        piece=piece,
+        message, topology, given[0], given[1], given[2], [constant],
+        to_receivers=("sum", "square", "max", "min", "softmax"), to_senders=True, piece=piece,
     )  # fmt: skip
     assert passed.states is not None
     assert passed.senders is not None

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from weightspace.errors import SpecError
 from weightspace.graphs.message_passing.func_transforms import is_transformed
-from weightspace.graphs.message_passing.kernels import operator_pass
+from weightspace.graphs.message_passing.kernels import operator_fits, operator_pass
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.layers.messages.edge_functions import FunctionMatrices
 
@@ -41,7 +41,8 @@ class StreamedOperator:
         matrices: ``2 * heads`` functions, first those of messages to targets.
         heads: Functions per direction.
         chunk: Edges that are evaluated at a time; ``None`` for :func:`edges_per_chunk`.
-        kernel: Whether one operator of torch does it all; by default on CUDA, where Triton is installed.
+        kernel: Whether one operator of torch does it all; by default on CUDA, where Triton is installed and its kernels
+            take so many positions and channels.
     """
 
     values: Tensor
@@ -64,8 +65,8 @@ class StreamedOperator:
         """
         batch, groups, out, inputs, positions = self.values.shape
         values = self.values.reshape(batch * groups, out, inputs, positions)
-        by_kernel = takes(values, *self.matrices) if self.kernel is None else self.kernel
-        if by_kernel:
+        fits = operator_fits(positions, source.shape[-1] // self.heads)
+        if (fits and takes(values, *self.matrices)) if self.kernel is None else self.kernel:
             return self._by_kernel(values, source, target)
         if is_transformed():
             raise SpecError("Streamed functions go through no transform of torch.func. Keep all functions: 'chunk' 0.")

@@ -1,6 +1,7 @@
 """Functions of weights as matrices: the plain form against a loop and the layer, the kernels against the plain form."""
 
 import importlib
+import sys
 
 import pytest
 import torch
@@ -31,6 +32,14 @@ def drawn(shape, dtype=torch.float32):
     tensors = [torch.randn(n, generator=generator, dtype=torch.float64) for n in [*sizes, (m, s, heads, d)]]
     tensors[4] /= hidden**0.5
     return [x.to(dtype) for x in tensors]
+
+
+def spread(shape):
+    """Drawn tensors whose functions stay near 1 with many positions."""
+    tensors = drawn(shape)
+    tensors[2] /= shape[3] ** 0.5
+    tensors[3] /= shape[3] ** 0.5
+    return tensors
 
 
 def gradients(inputs, sent):
@@ -85,6 +94,27 @@ def test_gradient_of_the_plain_form():
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 def test_kernels_match(shape):
     assert_kernels_match(drawn(shape), atol=2e-4, rtol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("positions", "channels"), [(255, 2), (1, 256)])
+def test_kernels_match_up_to_what_a_program_holds(positions, channels):
+    assert_kernels_match(spread((1, 2, 3, positions, 1, 4, channels)), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("positions", "channels"), [(256, 2), (400, 2), (1, 257), (1, 300)])
+def test_no_kernel_drops_positions_or_channels(positions, channels, monkeypatch):
+    """Beyond, plain torch computes forward and backward: kernels would leave out what they do not hold."""
+    inputs = spread((1, 2, 3, positions, 1, 4, channels))
+    wide = [x.double().requires_grad_(n != 1) for n, x in enumerate(inputs)]
+    expected = operator_pass(*wide)
+    sent = [torch.randn_like(x) for x in expected]
+    wanted = [*expected, *gradients(wide, sent)]
+    monkeypatch.setattr(sys.modules[operator_pass.__module__], "takes", lambda *tensors: True)
+    leaves = [x.requires_grad_(n != 1) for n, x in enumerate(inputs)]
+    got = [*operator_pass(*leaves), *gradients(leaves, [x.float() for x in sent])]
+    for x, y in zip(got, wanted, strict=True):
+        torch.testing.assert_close(x, y.float(), atol=2e-4, rtol=1e-4)
 
 
 @needs_kernels

@@ -3,7 +3,7 @@
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists, KernelEdges
 from weightspace.graphs.message_passing.kernels.edge_pass import edge_pass
 from weightspace.graphs.message_passing.kernels.film_pass import FilmParameters, film_pass, product_pass
-from weightspace.graphs.message_passing.kernels.operator_pass import operator_pass
+from weightspace.graphs.message_passing.kernels.operator_pass import operator_fits, operator_pass
 from weightspace.graphs.message_passing.kernels.segment_reduce import segment_reduce
 from weightspace.graphs.message_passing.kernels.segment_softmax import segment_softmax
 from weightspace.graphs.message_passing.kernels.tuning import kernel_choices, pin_kernel_choices
@@ -15,6 +15,7 @@ __all__ = [
     "edge_pass",
     "film_pass",
     "kernel_choices",
+    "operator_fits",
     "operator_pass",
     "pin_kernel_choices",
     "product_pass",

@@ -12,7 +12,19 @@ from weightspace.errors import ShapeError
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.kernels.batching import fold, one_by_one
 
-__all__ = ["operator_pass"]
+__all__ = ["MOST", "operator_fits", "operator_pass"]
+
+MOST = 256
+"""Inputs of the functions, and channels per head, that a program of the kernels holds at a time: all of them."""
+
+
+def operator_fits(positions: int, channels: int) -> bool:
+    """Whether the kernels take blocks of ``K`` positions and ``d`` channels per head."""
+    return positions < MOST and channels <= MOST
+
+
+def _takes(w: Tensor, units: Tensor, rows: Tensor, columns: Tensor) -> bool:
+    return operator_fits(w.shape[3], rows.shape[3]) and takes(w, units, rows, columns)
 
 
 def operator_pass(
@@ -32,8 +44,9 @@ def operator_pass(
 
     The first ``heads`` functions send to rows, the others to columns. On CUDA the functions are evaluated inside the
     tile of the matrix product, forward and again in backward, so that no tensor of ``heads`` values per parameter
-    exists; gradients of ``units``, ``mix`` and ``read`` have the accuracy of TensorFloat-32 there. The mean gets no
-    gradient. There is no second derivative.
+    exists; gradients of ``units``, ``mix`` and ``read`` have the accuracy of TensorFloat-32 there. Blocks of 256 positions
+    or more, and heads of more than 256 channels, are for plain torch there too. The mean gets no gradient. There is no
+    second derivative.
 
     Args:
         w: Parameters of ``M`` blocks, ``K`` between a row and a column.
@@ -73,7 +86,7 @@ _ARGUMENTS = "Tensor w, Tensor mean, Tensor units, Tensor mix, Tensor read, Tens
 def _operator(
     w: Tensor, mean: Tensor, units: Tensor, mix: Tensor, read: Tensor, rows: Tensor, columns: Tensor
 ) -> tuple[Tensor, Tensor]:
-    if takes(w, units, rows, columns):
+    if _takes(w, units, rows, columns):
         from weightspace.graphs.message_passing.kernels.operator_triton import operator_forward
 
         return operator_forward(w, mean, units, mix, read, rows, columns)
@@ -93,7 +106,7 @@ def _operator_backward(
     g_rows: Tensor, g_columns: Tensor, w: Tensor, mean: Tensor, units: Tensor, mix: Tensor, read: Tensor, rows: Tensor,
     columns: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    if takes(w, units, rows, columns):
+    if _takes(w, units, rows, columns):
         from weightspace.graphs.message_passing.kernels.operator_triton import operator_backward
 
         return operator_backward(g_rows, g_columns, w, mean, units, mix, read, rows, columns)

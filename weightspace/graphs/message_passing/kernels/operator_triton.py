@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from weightspace.graphs.message_passing.kernels.language import dot, on_device, precision, tile, tl, triton
+from weightspace.graphs.message_passing.kernels.operator_pass import MOST
 from weightspace.graphs.message_passing.kernels.tuning import launch
 
 __all__ = ["operator_backward", "operator_forward"]
@@ -134,7 +135,7 @@ def _functions_backward(
     for n in range(tl.program_id(0), NUM_TILES, tl.num_programs(0)):
         matrix = (n // (row_tiles * column_tiles)).to(tl.int64)
         row, column = n // column_tiles % row_tiles * SIDE, n % column_tiles * SIDE
-        step = NUM_COLUMNS * POSITIONS
+        step = tl.cast(NUM_COLUMNS, tl.int64) * POSITIONS
         inputs, at, is_weight = _inputs(
             w_ptr, mean_ptr, matrix, row, column, NUM_ROWS, NUM_COLUMNS, NUM_ROWS * step, step, POSITIONS,
             POSITIONS, BLOCK_K, SIDE,
@@ -166,8 +167,8 @@ def _functions_backward(
 def _options(units: Tensor, heads: int, depth: int) -> dict[str, Any]:
     hidden, constant = len(units), units.shape[1] - 1
     return {
-        "POSITIONS": constant, "UNITS": hidden, "HEADS": heads, "DEPTH": depth, "BLOCK_K": tile(constant + 1, 256),
-        "BLOCK_U": tile(hidden, 32), "BLOCK_F": 16, "BLOCK_D": tile(depth, 256), "SIDE": _SIDE, "num_warps": 8,
+        "POSITIONS": constant, "UNITS": hidden, "HEADS": heads, "DEPTH": depth, "BLOCK_K": tile(constant + 1, MOST),
+        "BLOCK_U": tile(hidden, 32), "BLOCK_F": 16, "BLOCK_D": tile(depth, MOST), "SIDE": _SIDE, "num_warps": 8,
         "num_stages": 1, **precision(),
     }  # fmt: skip
 
