@@ -68,6 +68,21 @@ class SelfAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
+class HeadsLast(nn.Module):
+    """Attention whose fused rows are ordered dimension, role, head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.qkv, self.out = nn.Linear(6, 4 * 3 * 2), nn.Linear(4 * 2, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        q, k, v = self.qkv(x).unflatten(-1, (4, 3, 2)).permute(3, 0, 4, 1, 2)
+        mixed = (q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+        return self.head((x + self.out(mixed.permute(0, 2, 3, 1).flatten(2))).mean(1))
+
+
 class Encoder(nn.Module):
     """A pre-norm encoder of our own."""
 
@@ -280,6 +295,7 @@ ATTENTION = {
     "torch_transformer": Case(
         TorchTransformer, (tokens(), tokens(4)), log_factorial(8, 8) + 3 * attention(2, 4) + log_factorial(6, 6)
     ),
+    "heads_last": Case(HeadsLast, ((2, 5, 3),), log_factorial(6) + attention(2, 4)),
     "encoder": Case(Encoder, ((2, 5, 3),), log_factorial(6, 7, 7) + _OWN),
     # sums of keys times values know heads, Q/K and V dimensions as well
     "linear_attention": Case(lambda: Encoder("linear"), ((2, 5, 3),), log_factorial(6, 7, 7) + _OWN),

@@ -19,7 +19,7 @@ class NeuronGroup:
         name: Where the neurons are written first.
         size: Number of neurons (of inner neurons for each outer one, where there is a parent).
         kind: ``"permutable"``, or ``"generic"``: moved by a group that is no nested product of symmetric groups,
-            sampled and applied exactly, taken as fixed by linear layers.
+            sampled and applied exactly, refused by linear metanetworks.
         parent: Group inside whose every neuron this one is permuted independently.
     """
 

@@ -102,6 +102,17 @@ def _activate(norm: nn.Module, x: Tensor) -> Tensor:
     return F.relu_(norm(x.reshape(-1, x.shape[-1]))).view_as(x)
 
 
+def _refuse_generic(space: WeightSpace) -> None:
+    """Linear maps here commute with products of symmetric groups; other movements they would break without a word."""
+    generic = {name for name, group in space.groups.items() if group.kind == "generic"} | {"generic"}
+    if moved := [f"'{b.name}'" for b in space.blocks if generic & set(b.axes)]:
+        raise SpecError(
+            f"Neurons on {', '.join(moved[:4])}{' and others' if len(moved) > 4 else ''} move by a group that is no "
+            "nested product of symmetric groups (a channel shuffle, for example), which linear layers do not commute "
+            "with. Take 'operator' or 'gmn'."
+        )
+
+
 class LinearNet(Metanet):
     """Linear equivariant layers with pointwise nonlinearities between them, on the blocks of a weight space.
 
@@ -119,6 +130,7 @@ class LinearNet(Metanet):
         - input: state dict with leading axis ``B``; output: ``(B, out_features)`` or a state dict.
 
     Raises:
+        SpecError: neurons move by a group that is no nested product of symmetric groups.
         ShapeError: (when called) weights of another architecture.
 
     Notes:
@@ -135,6 +147,7 @@ class LinearNet(Metanet):
     ) -> None:
         config = config or self._default()
         super().__init__(space, out_features, config, copies=copies)
+        _refuse_generic(space)
         read = freed(space) if config.ends == "sets" else space
         self.features = features = FeatureSpace(read, config.positions)
         if [(b.name, b.view) for b in read.blocks] != [(b.name, b.view) for b in space.blocks]:

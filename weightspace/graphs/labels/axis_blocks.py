@@ -37,19 +37,24 @@ class AxisPart:
 
 
 def stack_slices(p: ParameterLabels, solution: Solution) -> list[ParameterLabels] | None:
-    """The matrices of a stack whose orders have nothing to do with each other, one by one; ``None`` for others."""
+    """The tensors of a stack whose orders have nothing to do with each other, one by one; ``None`` for others."""
     joint = [c for c in p.components if len(c.dims) == 2 and c.dims[0] == 0]
-    if not joint or len(joint) < len(p.components):
+    if not joint or any(0 in c.dims for c in p.components if len(c.dims) != 2):
         return None
     rows = [[tuple(g for g, _ in solution.coordinates[row[0]]) for row in c.labels] for c in joint]
     if all(len(set(row)) == 1 for row in rows):
         return None
     return [
-        ParameterLabels(
-            p.name, p.shape[1:], p.view_shape[1:], tuple(Component((c.dims[1] - 1,), c.labels[k]) for c in joint)
-        )
+        ParameterLabels(p.name, p.shape[1:], p.view_shape[1:], tuple(_of_slice(c, k) for c in p.components))
         for k in range(p.view_shape[0])
     ]
+
+
+def _of_slice(component: Component, k: int) -> Component:
+    """Labels of position ``k`` of the first axis."""
+    if 0 in component.dims:
+        return Component((component.dims[1] - 1,), component.labels[k])
+    return Component(tuple(d - 1 for d in component.dims), component.labels)
 
 
 def axis_parts(p: ParameterLabels, solution: Solution, names: Mapping[int, str]) -> list[list[AxisPart]]:
@@ -63,21 +68,19 @@ def axis_parts(p: ParameterLabels, solution: Solution, names: Mapping[int, str])
         for index in np.ndindex(*component.labels.shape):
             grid[index] = solution.coordinates[component.labels[index]]
         for k, dim in enumerate(component.dims):
-            line = [grid[tuple(i if j == k else 0 for j in range(grid.ndim))] for i in range(grid.shape[k])]
-            parts[dim] = [_joint_axis(line, names)]
+            parts[dim] = [_joint_axis(np.moveaxis(grid, k, -1).reshape(-1, grid.shape[k]).tolist(), names)]
     return parts
 
 
-def _joint_axis(line: list, names: Mapping[int, str]) -> AxisPart:
-    """One axis of a joint component: the coordinate that counts along it."""
-    size = len(line)
+def _joint_axis(lines: list[list], names: Mapping[int, str]) -> AxisPart:
+    """One axis of a joint component, given by all lines along it: the coordinate that counts along every one."""
+    size = len(lines[0])
     whole = tuple(range(size))
-    for depth in range(len(line[0])):
-        group = line[0][depth][0]
-        counts = [c[depth] for c in line if len(c) > depth]
-        if counts == [(group, i) for i in range(size)]:
+    for depth, (group, _) in enumerate(lines[0][0]):
+        if all([c[depth] for c in line if len(c) > depth] == [(group, i) for i in range(size)] for line in lines):
             return AxisPart(whole, (size,), (names[group],))
-    return AxisPart(whole, (size,), (GENERIC if any(line) else FIXED,))
+    moved = any(c != line[0] for line in lines for c in line)
+    return AxisPart(whole, (size,), (GENERIC if moved else FIXED,))
 
 
 def _cut(labels: IntArray, solution: Solution, names: Mapping[int, str]) -> list[AxisPart]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -104,18 +104,29 @@ def _position_group(kernel: Sequence[int]) -> str:
     return f"positions of {'x'.join(map(str, kernel))}"
 
 
+def _outer_axis(block: Block, axis: int, parent: str, place: Iterable[int], within: Mapping[int, int | None]) -> int:
+    """Which axis of the parent's group an axis is nested in.
+
+    One that has no axis of this group yet rather than one that has; of those the nearest in front, then behind.
+    """
+    taken = {outer for inner, outer in within.items() if block.axes[inner] == block.axes[axis]}
+    candidates = [k for k in place if block.axes[k] == parent]
+    return min(candidates, key=lambda k: (k in taken, k > axis, abs(k - axis)))
+
+
 def _feature_map(space: WeightSpace, block: Block, kernel: Sequence[int]) -> FeatureMap:
-    """A group is a set axis where it is permutable and all it is nested in stands before it on the block."""
+    """A permutable group is a set axis where all it is nested in is on the block too; outer groups go first."""
     shape = block.view.shape
+    groups_of = {k: space.groups[axis] for k, axis in enumerate(block.axes) if axis in space.groups}
+    waiting = {k: group for k, group in groups_of.items() if group.kind == "permutable"}
     place: dict[int, int] = {}  # axis of the block -> number of the set axis
-    latest: dict[str, int] = {}  # group -> number of its last set axis
-    parents = []
-    for k, axis in enumerate(block.axes):
-        group = space.groups.get(axis)
-        if group is None or group.kind != "permutable" or (group.parent is not None and group.parent not in latest):
-            continue
-        parents.append(-1 if group.parent is None else latest[group.parent])
-        place[k] = latest[axis] = len(place)
+    within: dict[int, int | None] = {}  # axis of the block -> the axis it is nested in
+    while ready := [k for k, g in waiting.items() if g.parent is None or g.parent in {block.axes[o] for o in place}]:
+        for k in ready:
+            parent = waiting.pop(k).parent
+            within[k] = None if parent is None else _outer_axis(block, k, parent, place, within)
+            place[k] = len(place)
+    parents = [-1 if outer is None else place[outer] for outer in within.values()]
     groups, sizes = [block.axes[k] for k in place], [shape[k] for k in place]
     positions = list(range(len(shape) - len(kernel), len(shape)))
     if kernel:
