@@ -84,3 +84,14 @@ def test_bad_sizes_and_symmetries_are_refused():
         OperatorNetConfig(symmetry="sign", probes=4)
     with pytest.raises(SpecError, match="'layers' of OperatorNet must be at least 1 .got 0"):
         OperatorNetConfig(layers=0)
+
+
+def test_networks_without_hidden_neurons_are_told_apart_by_their_size():
+    """All such a network gives are invariant numbers, and a norm over them would take their mean and length away."""
+    layout = BlockLayout.mlp([6, 3])
+    torch.manual_seed(0)
+    net = build_metanet("operator", layout, 1, SMALL["operator"]).double().eval()
+    weights = {n: torch.randn(32, *s, dtype=torch.float64) for n, s in layout.shapes}
+    net.fit_normalisation(weights)
+    answers = net(weights)
+    assert (net({n: 3 * w for n, w in weights.items()}) - answers).abs().mean() > 0.3 * answers.std()

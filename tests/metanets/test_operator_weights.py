@@ -68,6 +68,19 @@ class OddResidual(nn.Module):
         return self.out(torch.tanh(self.c(torch.tanh(x + self.b(x)))))
 
 
+class OddDepthwise(nn.Module):
+    """A depthwise convolution between tanh layers, then one number behind another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.narrow, self.narrower, self.out = nn.Linear(4, 1), nn.Linear(1, 1), nn.Linear(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.depthwise(torch.tanh(self.first(x)))).mean((2, 3))
+        return self.out(torch.tanh(self.narrower(torch.tanh(self.narrow(x)))))
+
+
 ODD = {
     "tanh_and_relu": (
         lambda: nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)),
@@ -81,6 +94,7 @@ ODD = {
     ),
     "linear": (lambda: nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)), (2, 3), {"0", "1"}),
     "cnn": (OddCnn, (2, 2, 6, 6), {"first", "grouped"}),
+    "depthwise": (OddDepthwise, (2, 2, 6, 6), {"first", "depthwise", "narrow", "narrower"}),
     "residual": (OddResidual, (2, 3), {"a", "add", "b", "c"}),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,7 +38,8 @@ class BlockRoles:
         operators: Blocks of parameters between two hidden layers.
         links: Parameter-free blocks between two hidden layers.
         features: For each hidden layer the ``(block, side)`` pairs that give each of its neurons a vector of numbers:
-            the other end is fixed (inputs, outputs, bias and norm nodes), or there is one edge per neuron (depthwise).
+            the other end is fixed (inputs, outputs, bias and norm nodes), or there is one edge per neuron (depthwise)
+            from a neuron whose sign does not count.
         positions: For each hidden layer the ``(block, side)`` pairs whose groups join it to *different* nodes of a
             fixed layer, so that the number of the group is information.
         constants: Blocks of parameters between fixed layers (output biases, skip weights): invariant as they are.
@@ -52,8 +54,14 @@ class BlockRoles:
     constants: tuple[int, ...]
 
     @classmethod
-    def of(cls, layout: BlockLayout, wide_from: int | None = None) -> BlockRoles:
-        """Sort the blocks of ``layout``; fixed layers of at least ``wide_from`` nodes are wide, by default none."""
+    def of(cls, layout: BlockLayout, wide_from: int | None = None, odd: Collection[str] = ()) -> BlockRoles:
+        """Sort the blocks of ``layout``.
+
+        Args:
+            layout: The blocks.
+            wide_from: Fixed layers of at least so many nodes are wide; by default none.
+            odd: Names of the layers whose neurons may change sign.
+        """
         wide = tuple(
             layer.name
             for layer in layout.layers
@@ -67,7 +75,8 @@ class BlockRoles:
             inner = [end in features for end in (block.source, block.target)]
             if all(inner):
                 (links if block.view is None else operators).append(i)
-                if block.view is not None and block.out == block.inputs == 1:
+                # the weight of an odd source changes sign with the source, which the target must not feel
+                if block.view is not None and block.out == block.inputs == 1 and block.source not in odd:
                     features[block.target].append((i, "target"))
             elif not any(inner):
                 if block.view is not None:

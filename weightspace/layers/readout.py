@@ -13,6 +13,9 @@ __all__ = ["InvariantReadout", "head"]
 class InvariantReadout(nn.Module):
     """Mean and maximum over the neurons of each layer, beside what is invariant already, layer-normalised.
 
+    Without layers nothing is normalised: constants come standardised, and their length is all that tells a network from
+    the same one scaled.
+
     Args:
         layers: Number of neuron layers that are pooled.
         width: Channels per neuron.
@@ -27,7 +30,7 @@ class InvariantReadout(nn.Module):
         super().__init__()
         self.odd = frozenset(odd)
         self.out_features = 2 * layers * width + constants
-        self.norm = nn.LayerNorm(self.out_features)
+        self.norm = nn.LayerNorm(self.out_features) if layers else nn.Identity()
 
     def forward(self, states: Sequence[Tensor], constants: Sequence[Tensor]) -> Tensor:
         """One vector per network."""

@@ -148,8 +148,8 @@ class OperatorNet(Metanet):
     ) -> None:
         config = config or OperatorNetConfig()
         super().__init__(layout, out_features, config, copies=copies)
-        self.roles = roles = BlockRoles.of(layout, config.wide_from)
         self.odd = odd_layers(layout) if config.symmetry in ("sign", "auto") else frozenset()
+        self.roles = roles = BlockRoles.of(layout, config.wide_from, self.odd)
         kinds = scaling_kinds(layout) if config.symmetry in ("scale", "auto") else {}
         self.frame = ScaleFrame(layout, kinds) if "scale" in kinds.values() else None
         self.executor: Executor = config.executor
