@@ -3,13 +3,24 @@
 import csv
 import json
 import socket
+from itertools import count
 
 import pytest
 import torch
 
 from weightspace.errors import CheckpointError, ShapeError, SpecError
-from weightspace.training import DivergedError, LabelledWeights, Pipeline, Regression, TrainConfig, fit, predict
+from weightspace.training import (
+    Classification,
+    DivergedError,
+    LabelledWeights,
+    Pipeline,
+    Regression,
+    TrainConfig,
+    fit,
+    predict,
+)
 from weightspace.training import loop as loop_module
+from weightspace.training.checkpoint import write_checkpoint
 
 CONFIG = TrainConfig(epochs=4, batch_size=16, warmup_steps=3, lr=1e-2, augment=("geo", "sign", "noise"))
 
@@ -70,23 +81,73 @@ def test_an_interrupted_run_resumes_to_the_bit(train_model, data, tmp_path, epoc
     assert a.best_epoch == b.best_epoch
 
 
-def test_a_kill_between_the_two_checkpoints_loses_nothing(train_model, tmp_path, monkeypatch):
-    whole, a = train_model(tmp_path / "whole", CONFIG)
-    write, calls = loop_module.write_checkpoint, []
+def killed_at(monkeypatch, number: int) -> None:
+    """Stop the program where it is about to write for the ``number``-th time."""
+    write, left = loop_module.write_checkpoint, iter(range(number - 1))
 
-    def killed_at_second_resume(run_dir, name, *rest):
-        calls.append(name)
-        if calls.count("resume") == 2:
+    def write_or_stop(*arguments):
+        if next(left, None) is None:
             raise KeyboardInterrupt
-        write(run_dir, name, *rest)
+        write(*arguments)
 
+    monkeypatch.setattr(loop_module, "write_checkpoint", write_or_stop)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_a_kill_between_the_two_checkpoints_loses_nothing(train_model, tmp_path, monkeypatch, number):
+    whole, a = train_model(tmp_path / "whole", CONFIG)
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "write_checkpoint", killed_at_second_resume)
+        killed_at(patch, number)
         with pytest.raises(KeyboardInterrupt):
             train_model(tmp_path / "cut", CONFIG)
     resumed, b = train_model(tmp_path / "cut", CONFIG)
     assert bits(resumed) == bits(whole)
     assert figures(a) == figures(b)
+    assert a.best_epoch == b.best_epoch
+
+
+@pytest.mark.parametrize("number", [2, 3, 7, 8])
+def test_under_a_limit_of_time_a_killed_run_keeps_parameters_of_an_epoch_in_its_history(
+    train_model, data, tmp_path, monkeypatch, number
+):
+    """The epoch that is repeated comes out otherwise, as the machine has become slower."""
+    noise = LabelledWeights(data[0].weights, torch.arange(60) // 3 % 2)  # so that scores fall as often as they rise
+    config = TrainConfig(epochs=1000, batch_size=16, lr=3e-2, average=0.0, augment=(), max_seconds=0.1)
+    ticks, tick = count(1), 0.001
+    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: tick * next(ticks))
+    with monkeypatch.context() as patch:
+        killed_at(patch, number)
+        with pytest.raises(KeyboardInterrupt):
+            train_model(tmp_path, config, train=noise)
+    tick = 0.02
+    model, result = train_model(tmp_path, config, train=noise)
+    scores = [(row["val_accuracy"], -row["val_loss"]) for row in result.epochs]
+    assert result.best_epoch == scores.index(max(scores)) + 1
+    outputs, labels = predict(model, data[1])
+    assert Classification().measure(outputs, labels)["loss"] == result.epochs[result.best_epoch - 1]["val_loss"]
+
+
+def test_a_folder_whose_checkpoint_is_ahead_of_its_history_goes_on(train_model, tmp_path, monkeypatch):
+    """As versions left it that wrote the checkpoint first, when they were killed behind it."""
+    whole, a = train_model(tmp_path / "whole", CONFIG)
+    with monkeypatch.context() as patch:
+        killed_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train_model(tmp_path / "cut", CONFIG)
+    assert a.epochs[1]["val_loss"] < a.epochs[0]["val_loss"], "the second epoch would have been kept"
+    for path in (tmp_path / "cut").glob("checkpoint*"):
+        path.unlink()
+    write_checkpoint(tmp_path / "cut", "checkpoint", 2, {"of": torch.zeros(1)}, {})
+    resumed, b = train_model(tmp_path / "cut", CONFIG)
+    assert bits(resumed) == bits(whole)
+    assert (figures(a), a.best_epoch) == (figures(b), b.best_epoch)
+
+
+def test_a_kill_before_the_metrics_leaves_them_to_the_next_call(train_model, tmp_path):
+    _, result = train_model(tmp_path, CONFIG)
+    (tmp_path / "metrics.json").write_text("[]")
+    train_model(tmp_path, CONFIG)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == result.epochs
 
 
 def test_what_a_killed_run_left_half_written_is_removed(train_model, tmp_path):

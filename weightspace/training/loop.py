@@ -170,17 +170,19 @@ class _Run:
         score = self.objective.score(figures)
         if self.best is None or score > self.best:
             self.best, self.best_epoch = score, self.epoch
-            tensors = {**self.model.state_dict(), **self.average.values}
-            write_checkpoint(self.run_dir, "checkpoint", self.epoch, tensors, {**self.record, "figures": figures})
         self.seconds += time.perf_counter() - start
         self.cpu_seconds += time.process_time() - cpu_start
         row = self.history[-1] | {f"val_{name}": value for name, value in figures.items()}
         self.history[-1] = row | {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        # The state of the run comes first: what is kept as the best is then always of an epoch in the history, and can
+        # be written again from that state where a run is killed in between.
         self._save()
+        if self.best_epoch == self.epoch:
+            self._keep()
         write_metrics(self.run_dir, self.history)
 
     def restore(self) -> None:
-        """Take up the state that ``resume.*`` holds."""
+        """Take up the state that ``resume.*`` holds, and write what of it had not been written."""
         tensors, state = read_checkpoint(self.run_dir, "resume")
         for part, mine in self.record.items():
             theirs = state.get(part)
@@ -203,6 +205,20 @@ class _Run:
         self.history, self.step, self.best_epoch = state["history"], state["step"], state["best_epoch"]
         self.best = tuple(state["best"])
         self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
+        kept = 0
+        if has_checkpoint(self.run_dir, "checkpoint"):
+            kept = read_checkpoint(self.run_dir, "checkpoint")[1]["epoch"]
+        if kept < self.best_epoch == self.epoch:
+            self._keep()
+        elif kept > self.epoch:
+            self.best = None  # written first by an older version, over the best of the history: keep the next epoch
+        write_metrics(self.run_dir, self.history)
+
+    def _keep(self) -> None:
+        """Write the averaged parameters as those of the best epoch, which is the last one."""
+        figures = {key.removeprefix("val_"): value for key, value in self.history[-1].items() if key.startswith("val_")}
+        tensors = {**self.model.state_dict(), **self.average.values}
+        write_checkpoint(self.run_dir, "checkpoint", self.epoch, tensors, {**self.record, "figures": figures})
 
     def _save(self) -> None:
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
