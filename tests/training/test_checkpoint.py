@@ -7,7 +7,7 @@ import torch
 
 from weightspace.errors import CheckpointError
 from weightspace.graphs import BlockLayout
-from weightspace.training import TrainConfig, load_checkpoint, predict, read_checkpoint
+from weightspace.training import TrainConfig, checkpoint, load_checkpoint, predict, read_checkpoint
 from weightspace.training.checkpoint import write_checkpoint
 
 CONFIG = TrainConfig(epochs=2, batch_size=16, warmup_steps=2, augment=())
@@ -33,7 +33,33 @@ def test_only_the_latest_tensors_are_kept(tmp_path):
     tensors, record = read_checkpoint(tmp_path, "resume")
     assert tensors["a"].tolist() == [2, 2, 2]
     assert record["x"] == record["epoch"] == 2
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["resume-0002.safetensors", "resume.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [record["tensors"], "resume.json"]
+    assert record["tensors"] == f"resume-0002-{record['sha256'][:8]}.safetensors"
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_kill_leaves_the_old_checkpoint_where_an_epoch_is_repeated(tmp_path, monkeypatch, written):
+    write_checkpoint(tmp_path, "resume", 2, {"a": torch.zeros(3)}, {})
+    publish, left = checkpoint.publish, iter(range(written))
+
+    def stop(path, chunks):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        publish(path, chunks)
+
+    monkeypatch.setattr(checkpoint, "publish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path, "resume", 2, {"a": torch.ones(3)}, {})
+    assert read_checkpoint(tmp_path, "resume")[0]["a"].tolist() == [0, 0, 0]
+
+
+def test_checkpoints_under_their_former_names_are_read_and_replaced(tmp_path):
+    write_checkpoint(tmp_path, "checkpoint", 2, {"a": torch.zeros(3)}, {})
+    next(tmp_path.glob("*.safetensors")).rename(tmp_path / "checkpoint-0002.safetensors")
+    edit(tmp_path, tensors="checkpoint-0002.safetensors")
+    assert read_checkpoint(tmp_path, "checkpoint")[0]["a"].tolist() == [0, 0, 0]
+    write_checkpoint(tmp_path, "checkpoint", 3, {"a": torch.ones(3)}, {})
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_tied_and_strided_tensors_are_written(tmp_path):

@@ -1,8 +1,8 @@
 """Checkpoints: a safetensors file of tensors and a JSON file that names it, published by rename.
 
-The tensors are written first, under a name that carries the epoch; the JSON file, which holds the name and SHA-256 of
-the tensor file, replaces its predecessor last. A run that is killed at any moment therefore leaves the old checkpoint
-or the new one, never a mixture, and nothing in a checkpoint is code.
+The tensors are written first, under a name that carries the epoch and their SHA-256, so that an epoch that is repeated
+overwrites nothing; the JSON file, which holds that name, replaces its predecessor last. A run that is killed at any
+moment therefore leaves the old checkpoint or the new one, never a mixture, and nothing in a checkpoint is code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FORMAT_VERSION = 1
 
 
 def write_checkpoint(run_dir: Path, name: str, epoch: int, tensors: Mapping[str, Tensor], record: Any) -> None:
-    """Publish ``{name}-{epoch}.safetensors`` and then ``{name}.json``; the files they replace are deleted after.
+    """Publish ``{name}-{epoch}-{hash}.safetensors`` and then ``{name}.json``; the files they replace are deleted after.
 
     Args:
         run_dir: Folder of the run.
@@ -42,9 +42,10 @@ def write_checkpoint(run_dir: Path, name: str, epoch: int, tensors: Mapping[str,
     data = safetensors.torch.save(
         {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     )
-    file = f"{name}-{epoch:04d}.safetensors"
+    digest = hashlib.sha256(data).hexdigest()
+    file = f"{name}-{epoch:04d}-{digest[:8]}.safetensors"
     publish(run_dir / file, [data])
-    head = {"format": FORMAT_VERSION, "epoch": epoch, "tensors": file, "sha256": hashlib.sha256(data).hexdigest()}
+    head = {"format": FORMAT_VERSION, "epoch": epoch, "tensors": file, "sha256": digest}
     publish(run_dir / f"{name}.json", [json.dumps({**head, **record}, indent=1).encode()])
     for old in run_dir.glob(f"{name}-*.safetensors"):
         if old.name != file:
