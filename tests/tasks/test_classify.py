@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import CheckpointError, SpecError
 from weightspace.graphs import BlockLayout
-from weightspace.metanets import metanet_from_json, metanet_to_json
+from weightspace.metanets import Metanet, metanet_from_json, metanet_to_json
 from weightspace.tasks import ClassifyJob, classify, compare, digits_job, evaluate, probe_of, trace_zoo
 from weightspace.tasks import classify as classify_task
 from weightspace.training import TrainConfig, ZooBatches, batches_of, load_checkpoint, seeded
@@ -67,6 +67,12 @@ def run(zoo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = TrainConfig(epochs=12, batch_size=16, warmup_steps=3)
     return folder, classify(zoo, folder, model="operator", model_config={"width": 16}, config=config, progress=False)
+
+
+def load(folder: Path) -> Metanet:
+    metanet = load_checkpoint(folder)
+    assert isinstance(metanet, Metanet)
+    return metanet
 
 
 def test_the_classes_are_told(run):
@@ -131,7 +137,7 @@ def test_the_test_split_is_looked_at_only_after_training(zoo, tmp_path, monkeypa
 def test_normalisation_is_fitted_on_prepared_weights(zoo, tmp_path):
     config = TrainConfig(epochs=1, batch_size=32, prepare=("wrap",))
     classify(zoo, tmp_path, model="operator", model_config={"width": 16}, config=config, progress=False)
-    found = load_checkpoint(tmp_path)
+    found = load(tmp_path)
     weights = zoo.select(status="ok").split("train", "0").weights()
     wrapped = PhaseWrap(found.layout)(weights)
     for seen, same in ((wrapped, True), (weights, False)):
@@ -158,7 +164,7 @@ def test_views_average_probabilities_over_flipped_copies(zoo, tmp_path):
     table = pq.read_table(tmp_path / "predictions.parquet")
     stored = np.stack([table[f"log_p_{c}"].to_numpy() for c in range(2)], axis=1)
     np.testing.assert_allclose(np.exp(stored).sum(axis=1), 1, rtol=1e-5)
-    model, test = load_checkpoint(tmp_path), zoo.select(status="ok").split("test", "0")
+    model, test = load(tmp_path), zoo.select(status="ok").split("test", "0")
     flip = SignFlip(model.layout)
     with seeded(torch.device("cpu"), "views") as generator, torch.no_grad():
         mean = sum(model(flip(test.weights(), generator)).softmax(1) for _ in range(5)) / 5
@@ -280,6 +286,6 @@ def test_reading_from_disk_gives_the_same_batches_as_from_memory(zoo):
 
 
 def test_loading_needs_no_zoo(run):
-    model = load_checkpoint(run[0])
+    model = load(run[0])
     weights = {name: torch.zeros(2, *shape) for name, shape in model.layout.shapes}
     assert model(weights).shape == (2, 2)

@@ -7,7 +7,19 @@ import torch
 
 from weightspace.errors import CheckpointError
 from weightspace.graphs import BlockLayout
-from weightspace.training import TrainConfig, checkpoint, load_checkpoint, predict, read_checkpoint
+from weightspace.metanets import MixedReader, SharedGraphMetanetwork, SharedOperatorNet, metanet_to_json
+from weightspace.training import (
+    Classification,
+    LabelledWeights,
+    MixedWeights,
+    Regression,
+    TrainConfig,
+    checkpoint,
+    fit,
+    load_checkpoint,
+    predict,
+    read_checkpoint,
+)
 from weightspace.training.checkpoint import write_checkpoint
 
 CONFIG = TrainConfig(epochs=2, batch_size=16, warmup_steps=2, augment=())
@@ -137,3 +149,43 @@ def test_tensors_of_another_version_are_refused(run):
     edit(run[0], model=record["model"])
     with pytest.raises(CheckpointError, match="do not fit metanetwork 'mlp' of this version"):
         load_checkpoint(run[0])
+
+
+@pytest.mark.parametrize("described", [{}, {"model": {}}, {"model": {"name": "mlp"}}, {"model": 3}])
+def test_a_record_of_something_else_is_refused(run, described):
+    record = json.loads((run[0] / "checkpoint.json").read_text())
+    del record["model"]
+    (run[0] / "checkpoint.json").write_text(json.dumps({**record, **described}))
+    with pytest.raises(CheckpointError, match="does not describe a metanetwork .*metanet_to_json"):
+        load_checkpoint(run[0])
+
+
+def test_precision_is_kept(train_model, make_model, data, tmp_path):
+    split = LabelledWeights({name: value.double() for name, value in data[0].weights.items()}, data[0].targets)
+    model = make_model().double()
+    fit(
+        model, split, split, CONFIG, tmp_path, objective=Classification(), record=metanet_to_json(model), progress=False
+    )
+    assert torch.equal(predict(load_checkpoint(tmp_path), split)[0], predict(model, split)[0])
+
+
+@pytest.mark.parametrize("net_type", [SharedOperatorNet, SharedGraphMetanetwork])
+def test_a_run_of_mixed_architectures_is_loaded(tmp_path, net_type):
+    layouts = [BlockLayout.mlp([2, 3, 1]), BlockLayout.mlp([2, 4, 3, 1])]
+    generator = torch.Generator().manual_seed(0)
+    groups = [
+        LabelledWeights(
+            {name: torch.randn(6, *shape, generator=generator) for name, shape in layout.shapes},
+            torch.rand(6, generator=generator),
+        )
+        for layout in layouts
+    ]
+    data, reader = MixedWeights(groups), MixedReader(net_type(layouts, 1), layouts)
+    reader.fit_normalisation(data.sample(99))
+    record = reader.metanet.to_json()
+    fit(reader, data, data, CONFIG, tmp_path, objective=Regression(), record=record, progress=False)
+    loaded = load_checkpoint(tmp_path)
+    assert isinstance(loaded, net_type)
+    assert not loaded.training
+    given = [(layout, group.weights) for layout, group in zip(layouts, groups, strict=True)]
+    assert torch.equal(loaded(given), reader(data.sample(99)))

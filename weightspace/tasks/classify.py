@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightspace.errors import CheckpointError, SpecError
 from weightspace.graphs import BlockLayout, WeightSpace
-from weightspace.metanets import Metanet, build_metanet, metanet_to_json
+from weightspace.metanets import Metanet, SharedMetanet, build_metanet, metanet_to_json
 from weightspace.tasks.reading import num_classes, probe_of, readable, trace_zoo
 from weightspace.tasks.scores import Scores, score_classes
 from weightspace.training import (
@@ -202,7 +202,7 @@ def _scoring_pipeline(config: TrainConfig, layout: BlockLayout, space: WeightSpa
     return Pipeline(Compose(preserving) if preserving else None, make_augmentation(config.prepare, layout))
 
 
-def _log_probabilities(metanet: Metanet, data: Batches, pipeline: Pipeline, views: int) -> tuple[Tensor, Tensor]:
+def _log_probabilities(metanet: nn.Module, data: Batches, pipeline: Pipeline, views: int) -> tuple[Tensor, Tensor]:
     """Logarithm of the mean probabilities over the views, and labels; the same at every call."""
     with seeded(next(metanet.parameters()).device, "views") as generator:
         drawn = [predict(metanet, data, pipeline, generator=generator if views > 1 else None) for _ in range(views)]
@@ -211,7 +211,12 @@ def _log_probabilities(metanet: Metanet, data: Batches, pipeline: Pipeline, view
 
 
 def _score(
-    metanet: Metanet, zoo: Zoo, target: str, pipeline: Pipeline, views: int, run_dir: Path | None = None
+    metanet: Metanet | SharedMetanet,
+    zoo: Zoo,
+    target: str,
+    pipeline: Pipeline,
+    views: int,
+    run_dir: Path | None = None,
 ) -> Scores:
     """Scores of the rows; with a folder, predictions and embedding are written there."""
     data = batches_of(zoo, target)

@@ -21,7 +21,14 @@ from torch import Tensor
 from weightspace.errors import CheckpointError
 from weightspace.graphs import Trace
 from weightspace.layers.blocks import Architecture, first_line
-from weightspace.metanets import Metanet, architecture_from_json, metanet_from_json, view_of
+from weightspace.metanets import (
+    Metanet,
+    SharedMetanet,
+    architecture_from_json,
+    metanet_from_json,
+    shared_metanet_from_json,
+    view_of,
+)
 from weightspace.zoo.files import publish
 
 __all__ = ["has_checkpoint", "load_checkpoint", "read_checkpoint", "write_checkpoint"]
@@ -99,28 +106,33 @@ def read_checkpoint(run_dir: Path, name: str) -> tuple[dict[str, Tensor], dict[s
 
 def load_checkpoint(
     run_dir: str | Path, *, architecture: Trace | Architecture | None = None, probe: Any = None
-) -> Metanet:
+) -> Metanet | SharedMetanet:
     """The metanetwork of a run, with the parameters that were best on the validation split, in evaluation mode.
+
+    It has the precision it was trained in. One for mixed architectures, trained behind a
+    :class:`~weightspace.metanets.MixedReader`, comes without the reader.
 
     Args:
         run_dir: Folder of the run.
-        architecture: Trace or view of the networks it is to read; checked against what it was trained for.
+        architecture: Trace or view of the networks it is to read; checked against what it was trained for, where it
+            reads one architecture.
         probe: For a metanetwork with probes, what evaluates the networks; see ``build_metanet``.
 
     Raises:
-        CheckpointError: unreadable, or trained on another architecture.
+        CheckpointError: unreadable, trained on another architecture, or not described by ``metanet_to_json``.
     """
-    tensors, record = read_checkpoint(Path(run_dir), "checkpoint")
-    trained = architecture_from_json(record["model"])
-    if architecture is not None:
-        wanted = view_of(architecture, type(trained))
-        if wanted.fingerprint != trained.fingerprint:
-            raise CheckpointError(
-                f"The checkpoint in '{run_dir}' reads networks of {first_line(trained)} ({trained.fingerprint}), not "
-                f"of {first_line(wanted)} ({wanted.fingerprint}). Evaluate it on a zoo of that architecture, or train "
-                "on this one."
-            )
-    model = metanet_from_json(record["model"], probe=probe)
+    run_dir = Path(run_dir)
+    tensors, record = read_checkpoint(run_dir, "checkpoint")
+    try:
+        model = _described(run_dir, record["model"], architecture, probe)
+    except (KeyError, StopIteration, TypeError) as error:
+        raise CheckpointError(
+            f"The record in '{run_dir}' does not describe a metanetwork ({type(error).__name__}: {error}). Read its "
+            "tensors with read_checkpoint; runs whose 'record' is that of metanet_to_json can be loaded."
+        ) from error
+    if isinstance(model, SharedMetanet):
+        tensors = {name.removeprefix("metanet."): value for name, value in tensors.items()}
+    model.to(dtype=next((value.dtype for value in tensors.values() if value.is_floating_point()), None))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -129,3 +141,21 @@ def load_checkpoint(
             f"({str(error).splitlines()[-1].strip()}). Use the version that wrote them, or train again."
         ) from error
     return model.eval()
+
+
+def _described(
+    run_dir: Path, described: Mapping[str, Any], architecture: Trace | Architecture | None, probe: Any
+) -> Metanet | SharedMetanet:
+    """The metanetwork of a record with fresh parameters, if it reads that architecture."""
+    if "types" in described:
+        return shared_metanet_from_json(described)
+    trained = architecture_from_json(described)
+    if architecture is not None:
+        wanted = view_of(architecture, type(trained))
+        if wanted.fingerprint != trained.fingerprint:
+            raise CheckpointError(
+                f"The checkpoint in '{run_dir}' reads networks of {first_line(trained)} ({trained.fingerprint}), not "
+                f"of {first_line(wanted)} ({wanted.fingerprint}). Evaluate it on a zoo of that architecture, or train "
+                "on this one."
+            )
+    return metanet_from_json(described, probe=probe)
