@@ -176,11 +176,16 @@ def test_rectangles_and_sparse_edges_agree(name):
 
 @pytest.mark.parametrize("name", [name for name, (message, _) in MESSAGES.items() if hasattr(message, "kernel")])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_kernels_give_the_same(name, sparse):
-    """Operators of torch, on CPU by their plain form, against pieces: values and derivatives."""
+@pytest.mark.parametrize("ties", [False, True])
+def test_kernels_give_the_same(name, sparse, ties):
+    """Operators of torch, on CPU by their plain form, against pieces: values and derivatives, of equal messages too."""
     message, shapes = MESSAGES[name]
     how = ALL if name == "modulated" else ("sum",)
     edges, receivers, senders, *parameters = draw((1, 6, 5, 4), (1, 6, 4), (1, 5, 4), *shapes)
+    if ties:  # few whole numbers
+        edges, receivers, senders, *parameters = (
+            x.detach().mul(0.6).round().requires_grad_() for x in (edges, receivers, senders, *parameters)
+        )
     leaves, topology = [edges, receivers, senders, *parameters], BlockEdges(1, 6, 5)
     tensors = [edges, receivers, senders]
     if sparse:  # two receivers without edges
@@ -270,6 +275,12 @@ def test_equal_extrema_share_the_derivative_in_every_executor():
             for how, expected in (("max", [0.5, 0.0, 0.5, 0.0]), ("min", [0.0, 0.0, 0.0, 1.0])):
                 (found,) = torch.autograd.grad(passed.receivers[how].sum(), edges, retain_graph=True)
                 assert found.flatten().tolist() == expected
+        nodes = [edges.new_zeros(*shape[:-2], 1, 1), edges.new_ones(*shape[:-2], 4, 1).requires_grad_()]
+        film = [x.to(edges) for x in (torch.tensor([[0.0], [1.0]]), torch.tensor([1.0, 0.0]))]  # edge plus sender
+        passed = run(ModulatedMessage(), topology, edges, *nodes, film, to_receivers=("max", "min"), executor="kernels")
+        for how, expected in (("max", [0.5, 0.0, 0.5, 0.0]), ("min", [0.0, 0.0, 0.0, 1.0])):
+            found = torch.autograd.grad(passed.receivers[how].sum(), [edges, nodes[1]], retain_graph=True)
+            assert all(x.flatten().tolist() == expected for x in found)
 
 
 @pytest.mark.parametrize("piece", [0, 3])

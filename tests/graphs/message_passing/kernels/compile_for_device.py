@@ -63,8 +63,8 @@ def films(edges, channels, hidden, dtype):
     values, weight, bias, receiver, sender = linear_and_ends(edges, channels, hidden, dtype)
     parameters = FilmParameters(weight, bias, weight, bias)
     made = film_forward(values, parameters, receiver, sender, edges, ("sum", "square", "max", "min"))
-    arguments = made.pop("argmax"), made.pop("argmin")
-    film_backward(made, *arguments, values, parameters, receiver, sender, edges)
+    gradients = {name: x for name, x in made.items() if not name.startswith("arg")}
+    film_backward(gradients, made, values, parameters, receiver, sender, edges)
 
 
 def operators(positions, heads, hidden, depth, dtype):

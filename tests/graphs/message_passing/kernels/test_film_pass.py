@@ -16,12 +16,13 @@ def launch():
     return importlib.import_module("weightspace.graphs.message_passing.kernels.film_pass_triton")
 
 
-def drawn(edges, channels, hidden, dtype=torch.float32):
-    """Values, four parameters, both ends."""
+def drawn(edges, channels, hidden, dtype=torch.float32, *, ties=False):
+    """Values, four parameters, both ends; with ties, of a few whole numbers, so that many messages are equal."""
     generator = torch.Generator().manual_seed(edges.num_edges)
     shapes = [(edges.num_edges, channels), (hidden, channels), (hidden,), (hidden, channels), (hidden,)]
     shapes += [(edges.rows.num_owners, hidden), (edges.columns.num_owners, hidden)]
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return [(x.mul(0.6).round() if ties else x).to(dtype) for x in tensors]
 
 
 def run(edges, inputs, reductions=ALL):
@@ -40,8 +41,7 @@ def assert_kernels_match(edges, inputs, reductions=ALL, **close):
     sent = {name: torch.randn_like(got[name]) for name in reductions}
     used = [x for x in wide if x is not None]
     wanted = torch.autograd.grad([expected[n] for n in sent], used, [g.double() for g in sent.values()])
-    args = [got.get(name, torch.empty(0, dtype=torch.int64)) for name in ("argmax", "argmin")]
-    made = launch().film_backward(sent, *args, values, parameters, at_receiver, at_sender, edges)
+    made = launch().film_backward(sent, got, values, parameters, at_receiver, at_sender, edges)
     made = [g for g, x in zip(made, inputs, strict=True) if x is not None]
     for x, y in zip(made, wanted, strict=True):
         torch.testing.assert_close(x.float(), y.float(), **close)
@@ -72,8 +72,24 @@ def test_gradient_of_the_plain_form(name):
 
 
 @needs_kernels
-def test_kernels_match_on_every_graph(edges):
-    assert_kernels_match(edges, drawn(edges, 3, 7), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("ties", [False, True])
+def test_kernels_match_on_every_graph(edges, ties):
+    assert_kernels_match(edges, drawn(edges, 3, 7, ties=ties), atol=1e-4, rtol=1e-4)
+
+
+@needs_kernels
+def test_equal_extrema_of_bfloat16_share_the_derivative():
+    """Messages that are equal once they are rounded, over parts of a hub: 23 edges of 1 + 2^-10, or of 1."""
+    edges = GRAPHS["hub over several pieces"]()
+    one = torch.ones(1, 1, dtype=torch.bfloat16)
+    values = (torch.arange(26) % 2).view(26, 1).to(one) / 32
+    at_sender = torch.ones(23, 1, dtype=torch.bfloat16)
+    parameters = FilmParameters(one / 32, torch.ones(1).to(one))
+    got = launch().film_forward(values, parameters, None, at_sender, edges, ("max",))
+    assert got["max"][1].item() == 1
+    assert got["argmax"][1].item() == -23
+    made = launch().film_backward({"max": torch.ones_like(got["max"])}, got, values, parameters, None, at_sender, edges)
+    torch.testing.assert_close(made[2].float(), torch.tensor([3.0]), atol=0.02, rtol=0)  # one per receiver with edges
 
 
 @needs_kernels

@@ -58,8 +58,8 @@ def film_pass(
         at_receiver: What the map makes of the receivers, constant included; ``None`` where they do not enter.
         at_sender: The same of the senders.
         edges: Who is joined to whom.
-        reductions: Some of ``"sum"``, ``"square"`` (sum of squares), ``"max"``, ``"min"``; of equal extrema the first
-            edge counts. Nodes without edges get 0.
+        reductions: Some of ``"sum"``, ``"square"`` (sum of squares), ``"max"``, ``"min"``; equal
+            extrema share the derivative evenly. Nodes without edges get 0.
 
     Raises:
         SpecError: A reduction is unknown, or there is a constant of a shift without a shift.
@@ -111,7 +111,7 @@ def _terms(
 
 
 def _empty(values: Tensor, asked: Sequence[bool], rows: int, hidden: int) -> tuple[Tensor, ...]:
-    """The four reductions, then edges of maxima and minima; without rows where not asked for."""
+    """The four reductions, then edges of maxima and minima (``-n`` for ``n`` of them); no rows if not asked for."""
     reduced = [values.new_empty(rows if wanted else 0, hidden) for wanted in asked]
     edge = [values.new_empty(rows if wanted else 0, hidden, dtype=torch.int64) for wanted in asked[2:]]
     return (*reduced, *edge)
@@ -143,29 +143,33 @@ def _film(
     message = _terms(values, parameters, at_receiver, at_sender, edges)[0]
     for name in names:
         made[name], arg = segment_reduce(message, edges.rows, name)
-        made |= {f"arg{name}": arg} if name in ("max", "min") else {}
+        if name in ("max", "min"):
+            owner = edges.rows.owners(len(message))
+            count = torch.zeros_like(arg).index_add_(0, owner, (message == made[name][owner]).to(arg.dtype))
+            made[f"arg{name}"] = torch.where(count > 1, -count, arg)
     return tuple(made.values())
 
 
 @torch.library.custom_op(
     "weightspace::film_pass_backward",
     mutates_args=(),
-    schema=f"(Tensor[] gradients, Tensor argmax, Tensor argmin, {_PARAMETERS}) "
+    schema=f"(Tensor[] gradients, Tensor[] extrema, {_PARAMETERS}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _film_backward(
-    gradients: Sequence[Tensor], argmax: Tensor, argmin: Tensor,
+    gradients: Sequence[Tensor], extrema: Sequence[Tensor],
     values: Tensor, scale: Tensor, scale_bias: Tensor | None, shift: Tensor | None, shift_bias: Tensor | None,
     at_receiver: Tensor | None, at_sender: Tensor, index: Sequence[Tensor], sizes: Sequence[int], asked: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     edges, parameters = KernelEdges.unpacked(index, sizes), FilmParameters(scale, scale_bias, shift, shift_bias)
     wanted = {name: g for name, g, wanted in zip(_REDUCTIONS, gradients, asked, strict=True) if wanted}
+    found = dict(zip(("max", "min", "argmax", "argmin"), extrema, strict=True))
     if takes(values, scale, at_sender):
         from weightspace.graphs.message_passing.kernels.film_pass_triton import film_backward
 
-        return film_backward(wanted, argmax, argmin, values, parameters, at_receiver, at_sender, edges)
+        return film_backward(wanted, found, values, parameters, at_receiver, at_sender, edges)
     message, scaled, ends = _terms(values, parameters, at_receiver, at_sender, edges)
-    g = _of_messages(wanted, argmax, argmin, message, edges.rows)
+    g = _of_messages(wanted, found, message, edges.rows)
     receiver, sender = edges.ends()
     d_scale, d_ends = g * ends, g * scaled
     d_values = d_scale @ scale + (0 if shift is None else g @ shift)
@@ -174,7 +178,7 @@ def _film_backward(
     return d_values, d_scale.T @ values, d_scale.sum(0), g.T @ values, g.sum(0), d_receiver, d_sender
 
 
-def _of_messages(wanted: dict[str, Tensor], argmax: Tensor, argmin: Tensor, message: Tensor, rows: EdgeLists) -> Tensor:
+def _of_messages(wanted: dict[str, Tensor], found: dict[str, Tensor], message: Tensor, rows: EdgeLists) -> Tensor:
     """Gradient of the messages."""
     owner, number = rows.owners(len(message)), torch.arange(len(message), device=message.device)[:, None]
     g = torch.zeros_like(message)
@@ -183,7 +187,9 @@ def _of_messages(wanted: dict[str, Tensor], argmax: Tensor, argmin: Tensor, mess
         if name == "square":
             sent = 2 * message * sent
         elif name != "sum":
-            sent = torch.where({"max": argmax, "min": argmin}[name][owner] == number, sent, 0)
+            arg = found[f"arg{name}"][owner]
+            has_it = (arg == number) | ((arg < -1) & (message == found[name][owner]))
+            sent = torch.where(has_it, sent / (-arg).clamp(min=1), 0)
         g = g + sent
     return g
 
@@ -198,7 +204,7 @@ def _(
 
 @_film_backward.register_fake
 def _(
-    gradients: Sequence[Tensor], argmax: Tensor, argmin: Tensor,
+    gradients: Sequence[Tensor], extrema: Sequence[Tensor],
     values: Tensor, scale: Tensor, scale_bias: Tensor | None, shift: Tensor | None, shift_bias: Tensor | None,
     at_receiver: Tensor | None, at_sender: Tensor, index: Sequence[Tensor], sizes: Sequence[int], asked: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -209,14 +215,13 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, index, ctx.sizes, ctx.asked = inputs
-    ctx.save_for_backward(*output[4:], *tensors, *index)
+    ctx.save_for_backward(*output[2:], *tensors, *index)
     ctx.mark_non_differentiable(*output[4:])
 
 
 def _differentiate(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-    argmax, argmin, *tensors = ctx.saved_tensors[:9]
-    index = list(ctx.saved_tensors[9:])
-    made = _film_backward(list(gradients[:4]), argmax, argmin, *tensors, index, ctx.sizes, ctx.asked)
+    extrema, tensors, index = (list(ctx.saved_tensors[n]) for n in (slice(4), slice(4, 11), slice(11, None)))
+    made = _film_backward(list(gradients[:4]), extrema, *tensors, index, ctx.sizes, ctx.asked)
     given = [None if x is None else g for x, g in zip(tensors, made, strict=True)]
     return *given, [None] * len(index), None, None
 

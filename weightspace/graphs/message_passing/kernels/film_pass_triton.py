@@ -31,7 +31,7 @@ def film_forward(
     edges: KernelEdges,
     reductions: tuple[str, ...],
 ) -> dict[str, Tensor]:
-    """Reductions, with ``argmax`` and ``argmin``."""
+    """Reductions, with ``argmax`` and ``argmin`` as :func:`message_forward` gives them."""
     messages = _messages(values, parameters, at_receiver, at_sender)
     reduced = message_forward(messages, edges.rows, reductions)[1]
     return {name: x if name.startswith("arg") else x.to(values.dtype) for name, x in reduced.items()}
@@ -39,18 +39,19 @@ def film_forward(
 
 def film_backward(
     gradients: dict[str, Tensor],
-    argmax: Tensor,
-    argmin: Tensor,
+    extrema: dict[str, Tensor],
     values: Tensor,
     parameters: FilmParameters,
     at_receiver: Tensor | None,
     at_sender: Tensor,
     edges: KernelEdges,
 ) -> tuple[Tensor, ...]:
-    """Gradients of values, the four parameters and both ends; zeros for parameters that are not there."""
+    """Gradients of values, the four parameters and both ends; zeros for parameters that are not there.
+
+    ``extrema`` holds what forward gave as ``max``, ``argmax``, ``min`` and ``argmin``.
+    """
     messages = _messages(values, parameters, at_receiver, at_sender)
-    reduced = gradients | {"argmax": argmax, "argmin": argmin}
-    made = message_backward(messages, edges.rows, Gradients(reduced=reduced))
+    made = message_backward(messages, edges.rows, Gradients(reduced=gradients, extrema=extrema))
     d_sender = reduce_forward(made["d_ends"], edges.columns, "sum")[0]
     d_scale = made["d_edge_term"]
     d_shift = made["d_message"] if parameters.shift is not None else torch.zeros_like(d_scale)

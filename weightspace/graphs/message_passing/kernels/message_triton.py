@@ -26,11 +26,11 @@ from weightspace.graphs.message_passing.kernels.language import (
 )
 from weightspace.graphs.message_passing.kernels.segment_reduce_triton import (
     SPAN,
-    better,
     extreme,
     join,
     start_extreme,
     store_extreme,
+    take_extreme,
     walk,
 )
 from weightspace.graphs.message_passing.kernels.tuning import alternatives, launch
@@ -123,8 +123,8 @@ def _forward(
             )
             total = tl.zeros((BLOCK_E, BLOCK_H), tl.float32)
             squares = tl.zeros((BLOCK_E, BLOCK_H), tl.float32)
-            largest, argmax = start_extreme(BLOCK_H, True)
-            smallest, argmin = start_extreme(BLOCK_H, False)
+            largest, argmax, of_max = start_extreme(BLOCK_H, True)
+            smallest, argmin, of_min = start_extreme(BLOCK_H, False)
             for k0 in range(start, end, BLOCK_E):
                 k = k0 + tl.arange(0, BLOCK_E)
                 valid = k < end
@@ -141,15 +141,13 @@ def _forward(
                 if SQUARE:
                     squares += tl.where(valid[:, None], g * g, 0.0)
                 if MAX:
-                    found, arg = extreme(g, edge[:, None], valid[:, None], True)
-                    ahead = better(found, arg, largest, argmax, True)
-                    largest = tl.where(ahead, found, largest)
-                    argmax = tl.where(ahead, arg, argmax)
+                    found, arg, hit = extreme(_rounded(g, edges_ptr), edge[:, None], valid[:, None], True)
+                    number = tl.sum(hit.to(tl.int64), axis=0)
+                    largest, argmax, of_max = take_extreme(largest, argmax, of_max, found, arg, number, True)
                 if MIN:
-                    found, arg = extreme(g, edge[:, None], valid[:, None], False)
-                    ahead = better(found, arg, smallest, argmin, False)
-                    smallest = tl.where(ahead, found, smallest)
-                    argmin = tl.where(ahead, arg, argmin)
+                    found, arg, hit = extreme(_rounded(g, edges_ptr), edge[:, None], valid[:, None], False)
+                    number = tl.sum(hit.to(tl.int64), axis=0)
+                    smallest, argmin, of_min = take_extreme(smallest, argmin, of_min, found, arg, number, False)
                 if KEEP:
                     if HIDDEN <= BLOCK_H:
                         _store_new(
@@ -166,14 +164,36 @@ def _forward(
             if SQUARE:
                 tl.store(square_ptr + offset, tl.sum(squares, axis=0), mask=has_h)
             if MAX:
-                store_extreme(max_ptr, argmax_ptr, offset, largest, argmax, has_h)
+                store_extreme(max_ptr, argmax_ptr, offset, largest, argmax, of_max, has_h, True)
             if MIN:
-                store_extreme(min_ptr, argmin_ptr, offset, smallest, argmin, has_h)
+                store_extreme(min_ptr, argmin_ptr, offset, smallest, argmin, of_min, has_h, True)
+
+
+@triton.jit
+def _rounded(message, like_ptr):
+    """To the type of the results, in which messages are equal or not."""
+    return message.to(like_ptr.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def _share(g_ptr, best_ptr, arg_ptr, message, size, edge, at, has_h):
+    """Gradient of an extremum, all of it to one edge or even parts to several, which are known by their messages.
+
+    The compiler may round a message otherwise here than forward, by a few parts of the ``size`` of its terms.
+    """
+    arg = tl.load(arg_ptr + at, mask=has_h, other=-1)
+    best = tl.load(best_ptr + at, mask=has_h, other=0.0).to(tl.float32)[None, :]
+    g = tl.load(g_ptr + at, mask=has_h, other=0.0).to(tl.float32)
+    share = g / tl.maximum(-arg, 1).to(tl.float32)
+    is_equal = (message == best) | (tl.abs(message - best) <= 1e-6 * size)
+    has_it = (arg[None, :] == edge[:, None]) | ((arg < -1)[None, :] & is_equal)
+    return tl.where(has_it, share[None, :], 0.0)
 
 
 @triton.jit
 def _reached(
-    g_sum_ptr, g_square_ptr, g_max_ptr, argmax_ptr, g_min_ptr, argmin_ptr, message, edge, row, h, has_h,
+    g_sum_ptr, g_square_ptr, g_max_ptr, max_ptr, argmax_ptr, g_min_ptr, min_ptr, argmin_ptr, edges_ptr, message, size,
+    edge, row, h, has_h,
     HIDDEN: tl.constexpr, SUM: tl.constexpr, SQUARE: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr,
 ):  # fmt: skip
     """Gradient of messages through what their owner made of them."""
@@ -184,11 +204,9 @@ def _reached(
     if SQUARE:
         g += 2.0 * message * tl.load(g_square_ptr + at, mask=has_h, other=0.0).to(tl.float32)[None, :]
     if MAX:
-        is_it = tl.load(argmax_ptr + at, mask=has_h, other=-1)[None, :] == edge[:, None]
-        g += tl.where(is_it, tl.load(g_max_ptr + at, mask=has_h, other=0.0).to(tl.float32)[None, :], 0.0)
+        g += _share(g_max_ptr, max_ptr, argmax_ptr, _rounded(message, edges_ptr), size, edge, at, has_h)
     if MIN:
-        is_it = tl.load(argmin_ptr + at, mask=has_h, other=-1)[None, :] == edge[:, None]
-        g += tl.where(is_it, tl.load(g_min_ptr + at, mask=has_h, other=0.0).to(tl.float32)[None, :], 0.0)
+        g += _share(g_min_ptr, min_ptr, argmin_ptr, _rounded(message, edges_ptr), size, edge, at, has_h)
     return g
 
 
@@ -216,7 +234,7 @@ def _back(
 @triton.jit
 def _backward(
     edges_ptr, weight_ptr, bias_ptr, shift_ptr, shift_bias_ptr, owner_ptr, sent_ptr, out_weight_ptr,
-    g_new_ptr, g_sum_ptr, g_other_ptr, g_square_ptr, g_max_ptr, argmax_ptr, g_min_ptr, argmin_ptr,
+    g_new_ptr, g_sum_ptr, g_other_ptr, g_square_ptr, g_max_ptr, max_ptr, argmax_ptr, g_min_ptr, min_ptr, argmin_ptr,
     message_ptr, d_message_ptr, d_edge_term_ptr, d_ends_ptr, d_owner_ptr, d_edges_ptr,
     start_ptr, end_ptr, row_ptr, slot_ptr, order_ptr, other_ptr,
     num_pieces, num_owners, LENGTH, PIECE, OWNERS, STEP_OWNER, STEP_OTHER,
@@ -249,8 +267,8 @@ def _backward(
                 mask = valid[:, None] & has_h[None, :]
                 at = edge[:, None] * HIDDEN + h[None, :]
                 g = _reached(
-                    g_sum_ptr, g_square_ptr, g_max_ptr, argmax_ptr, g_min_ptr, argmin_ptr, message, edge, row, h, has_h,
-                    HIDDEN, SUM, SQUARE, MAX, MIN,
+                    g_sum_ptr, g_square_ptr, g_max_ptr, max_ptr, argmax_ptr, g_min_ptr, min_ptr, argmin_ptr, edges_ptr,
+                    message, tl.abs(message) + tl.abs(a * b), edge, row, h, has_h, HIDDEN, SUM, SQUARE, MAX, MIN,
                 )  # fmt: skip
                 if OTHER_SUM:
                     sent = tl.load(g_other_ptr + other[:, None] * HIDDEN + h[None, :], mask=mask, other=0.0)
@@ -362,7 +380,10 @@ def message_forward(
     out_weight: Tensor | None = None,  # shape: (O, H)
     out_bias: Tensor | None = None,  # shape: (O,)
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """New edges ``(E, O)``, and reductions ``(N, H)`` at the owners, ``argmax`` and ``argmin`` with them."""
+    """New edges ``(E, O)``, and reductions ``(N, H)`` at the owners, ``argmax`` and ``argmin`` with them.
+
+    These are the edge of an extremum, -1 without edges, and ``-n`` where ``n`` edges share it.
+    """
     edges, hidden = messages.edges.contiguous(), messages.weight.shape[0]
     out = 0 if out_weight is None else len(out_weight)
     options = messages.options(lists, out) | {"HAS_OUT_BIAS": out_bias is not None}
@@ -388,6 +409,7 @@ def message_forward(
             reduced.get(f"arg{name}", reduced[name]),
             lists,
             extreme=name if name in ("max", "min") else None,
+            ties=True,
         )
     return new, {name: x[: lists.num_owners] for name, x in reduced.items()}
 
@@ -399,7 +421,8 @@ class Gradients:
     Args:
         new: Of the new edges, shape ``(E, O)``, with ``out_weight``, shape ``(O, H)``.
         out_weight: What the new edges were made with.
-        reduced: Of the reductions by name, and ``argmax``, ``argmin``; shape ``(N, H)``.
+        reduced: Of the reductions by name, shape ``(N, H)``.
+        extrema: What forward gave as ``max``, ``argmax``, ``min`` and ``argmin``, likewise.
         other: Of the sum at the other ends, shape ``(N', H)``.
     """
 
@@ -407,6 +430,7 @@ class Gradients:
     out_weight: Tensor | None = None
     reduced: dict[str, Tensor] | None = None
     other: Tensor | None = None
+    extrema: dict[str, Tensor] | None = None
 
 
 def message_backward(messages: Messages, lists: EdgeLists, gradients: Gradients) -> dict[str, Tensor]:
@@ -416,7 +440,7 @@ def message_backward(messages: Messages, lists: EdgeLists, gradients: Gradients)
     (the same tensor unless film), all ``(E, H)``; ``d_edges (E, C)`` and ``d_owner (N, H)``.
     """
     edges, hidden = messages.edges.contiguous(), messages.weight.shape[0]
-    reduced, kept = gradients.reduced or {}, gradients.new is not None
+    reduced, extrema, kept = gradients.reduced or {}, gradients.extrema or {}, gradients.new is not None
     made = {"d_edge_term": edges.new_empty(len(edges), hidden), "d_edges": torch.empty_like(edges)}
     made["d_ends"] = torch.empty_like(made["d_edge_term"]) if messages.is_film else made["d_edge_term"]
     made["message"] = torch.empty_like(made["d_edge_term"]) if kept else edges
@@ -426,7 +450,8 @@ def message_backward(messages: Messages, lists: EdgeLists, gradients: Gradients)
     options = messages.options(lists, out)
     flags = {name.upper(): name in reduced for name in ("sum", "square", "max", "min")}
     inputs = [gradients.new, reduced.get("sum"), gradients.other]
-    inputs += [reduced.get(name) for name in ("square", "max", "argmax", "min", "argmin")]
+    inputs += [reduced.get("square"), reduced.get("max"), extrema.get("max"), extrema.get("argmax")]
+    inputs += [reduced.get("min"), extrema.get("min"), extrema.get("argmin")]
     inputs = [edges if x is None else x.contiguous() for x in (gradients.out_weight, *inputs)]
     outputs = [made[name] for name in ("message", "d_message", "d_edge_term", "d_ends", "d_owner", "d_edges")]
     tiles = triton.cdiv(hidden, options["BLOCK_H"])

@@ -44,8 +44,8 @@ def operator_pass(
 
     The first ``heads`` functions send to rows, the others to columns. On CUDA the functions are evaluated inside the
     tile of the matrix product, forward and again in backward, so that no tensor of ``heads`` values per parameter
-    exists; gradients of ``units``, ``mix`` and ``read`` have the accuracy of TensorFloat-32 there. Blocks of 256 positions
-    or more, and heads of more than 256 channels, are for plain torch there too. The mean gets no gradient. There is no
+    exists; gradients of ``units``, ``mix`` and ``read`` have the accuracy of TensorFloat-32 there. Blocks of 256
+    positions and more, and heads of more than 256 channels, are for plain torch. The mean gets no gradient. There is no
     second derivative.
 
     Args:

@@ -17,25 +17,33 @@ SPAN = 4
 
 
 @triton.jit
-def better(value, arg, best, best_arg, LARGEST: tl.constexpr):
-    """Whether a candidate replaces the best so far; the smaller edge number wins ties."""
+def better(value, best, LARGEST: tl.constexpr):
+    """Whether a candidate is beyond the best so far."""
     if LARGEST:
         ahead = value > best
     else:
         ahead = value < best
-    return ahead | ((value == best) & (arg < best_arg))
+    return ahead
 
 
 @triton.jit
 def extreme(values, edges, valid, LARGEST: tl.constexpr):
-    """Extremum of a tile along its edges, and the first edge that has it."""
+    """Extremum of a tile along its edges, the first edge that has it, and which edges have it."""
     NOWHERE: tl.constexpr = 9223372036854775807
     if LARGEST:
         found = tl.max(tl.where(valid, values, float("-inf")), axis=0)
     else:
         found = tl.min(tl.where(valid, values, float("inf")), axis=0)
     hit = valid & (values == found[None, :])
-    return found, tl.min(tl.where(hit, edges, NOWHERE), axis=0)
+    return found, tl.min(tl.where(hit, edges, NOWHERE), axis=0), hit
+
+
+@triton.jit
+def take_extreme(best, best_arg, count, found, arg, number, LARGEST: tl.constexpr):
+    """The extremum so far, its first edge and the number of its edges, after one more candidate."""
+    count = tl.where(found == best, count + number, tl.where(better(found, best, LARGEST), number, count))
+    ahead = better(found, best, LARGEST) | ((found == best) & (arg < best_arg))
+    return tl.where(ahead, found, best), tl.where(ahead, arg, best_arg), count
 
 
 @triton.jit
@@ -43,13 +51,15 @@ def start_extreme(BLOCK: tl.constexpr, LARGEST: tl.constexpr):
     """What no candidate has reached."""
     worst = float("-inf") if LARGEST else float("inf")
     best = tl.full((BLOCK,), worst, tl.float32)
-    return best, tl.full((BLOCK,), 9223372036854775807, tl.int64)
+    return best, tl.full((BLOCK,), 9223372036854775807, tl.int64), tl.zeros((BLOCK,), tl.int64)
 
 
 @triton.jit
-def store_extreme(out_ptr, arg_ptr, offset, best, best_arg, mask):
-    """Write an extremum; nodes without edges get 0 of edge -1."""
+def store_extreme(out_ptr, arg_ptr, offset, best, best_arg, count, mask, TIES: tl.constexpr):
+    """Write an extremum; nodes without edges get 0 of edge -1, with ``TIES`` those of ``n > 1`` equal edges ``-n``."""
     is_empty = best_arg == 9223372036854775807
+    if TIES:
+        best_arg = tl.where(count > 1, -count, best_arg)
     tl.store(out_ptr + offset, tl.where(is_empty, 0.0, best).to(out_ptr.dtype.element_ty), mask=mask)
     tl.store(arg_ptr + offset, tl.where(is_empty, -1, best_arg), mask=mask)
 
@@ -71,7 +81,7 @@ def _forward(
                 p, start_ptr, end_ptr, row_ptr, slot_ptr, num_owners, LENGTH, PIECE, BLOCKS
             )
             total = tl.zeros((BLOCK_E, BLOCK_C), tl.float32)
-            best, best_arg = start_extreme(BLOCK_C, LARGEST)
+            best, best_arg, count = start_extreme(BLOCK_C, LARGEST)
             for k0 in range(start, end, BLOCK_E):
                 k = k0 + tl.arange(0, BLOCK_E)
                 valid = k < end
@@ -81,17 +91,15 @@ def _forward(
                 mask = valid[:, None] & has_c[None, :]
                 v = tl.load(values_ptr + edge[:, None] * CHANNELS + c[None, :], mask=mask, other=0.0).to(tl.float32)
                 if REDUCE == "extreme":
-                    found, arg = extreme(v, edge[:, None], mask, LARGEST)
-                    ahead = better(found, arg, best, best_arg, LARGEST)
-                    best = tl.where(ahead, found, best)
-                    best_arg = tl.where(ahead, arg, best_arg)
+                    found, arg, _hit = extreme(v, edge[:, None], mask, LARGEST)
+                    best, best_arg, count = take_extreme(best, best_arg, count, found, arg, count, LARGEST)
                 elif REDUCE == "square":
                     total += v * v
                 else:
                     total += v
             offset = slot * CHANNELS + c
             if REDUCE == "extreme":
-                store_extreme(out_ptr, arg_ptr, offset, best, best_arg, has_c)
+                store_extreme(out_ptr, arg_ptr, offset, best, best_arg, count, has_c, False)
             else:
                 tl.store(out_ptr + offset, tl.sum(total, axis=0), mask=has_c)
 
@@ -99,7 +107,8 @@ def _forward(
 @triton.jit
 def _join(
     out_ptr, arg_ptr, hub_ptr, parts_ptr,
-    CHANNELS: tl.constexpr, EXTREME: tl.constexpr, LARGEST: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
+    CHANNELS: tl.constexpr, EXTREME: tl.constexpr, LARGEST: tl.constexpr, TIES: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     h = tl.program_id(0)
     row = tl.load(hub_ptr + h).to(tl.int64)
@@ -107,21 +116,21 @@ def _join(
     has_c = c < CHANNELS
     end = tl.load(parts_ptr + h + 1)
     total = tl.zeros((BLOCK_E, BLOCK_C), tl.float32)
-    best, best_arg = start_extreme(BLOCK_C, LARGEST)
+    best, best_arg, count = start_extreme(BLOCK_C, LARGEST)
     for k0 in range(tl.load(parts_ptr + h), end, BLOCK_E):
         k = (k0 + tl.arange(0, BLOCK_E)).to(tl.int64)
         mask = (k < end)[:, None] & has_c[None, :]
         offset = k[:, None] * CHANNELS + c[None, :]
         v = tl.load(out_ptr + offset, mask=mask, other=0.0)
         if EXTREME:
-            found, arg = extreme(v, tl.load(arg_ptr + offset, mask=mask, other=0), mask, LARGEST)
-            ahead = better(found, arg, best, best_arg, LARGEST)
-            best = tl.where(ahead, found, best)
-            best_arg = tl.where(ahead, arg, best_arg)
+            args = tl.load(arg_ptr + offset, mask=mask, other=0)  # of parts, which have edges
+            found, arg, hit = extreme(v, args, mask, LARGEST)
+            number = tl.sum(tl.where(hit, tl.where(args < 0, -args, 1), 0), axis=0)
+            best, best_arg, count = take_extreme(best, best_arg, count, found, arg, number, LARGEST)
         else:
             total += v
     if EXTREME:
-        store_extreme(out_ptr, arg_ptr, row * CHANNELS + c, best, best_arg, has_c)
+        store_extreme(out_ptr, arg_ptr, row * CHANNELS + c, best, best_arg, count, has_c, TIES)
     else:
         tl.store(out_ptr + row * CHANNELS + c, tl.sum(total, axis=0), mask=has_c)
 
@@ -191,15 +200,19 @@ def join(
     lists: EdgeLists,
     *,
     extreme: str | None = None,
+    ties: bool = False,
 ) -> None:
-    """Bring the parts of hubs together, in order, in place; ``extreme`` is "max", "min" or ``None`` for sums."""
+    """Bring the parts of hubs together, in order, in place; ``extreme`` is "max", "min" or ``None`` for sums.
+
+    With ``ties``, ``arg`` holds ``-n`` for ``n > 1`` equal edges in place of the first.
+    """
     if not len(lists.hub) or not out.shape[1]:
         return
     block_c = tile(out.shape[1])
     with on_device(out):
         _join[(len(lists.hub), triton.cdiv(out.shape[1], block_c))](
             out, arg, lists.hub, lists.hub_ptr, CHANNELS=out.shape[1], EXTREME=extreme is not None,
-            LARGEST=extreme == "max", BLOCK_E=16, BLOCK_C=block_c,
+            LARGEST=extreme == "max", TIES=ties, BLOCK_E=16, BLOCK_C=block_c,
         )  # fmt: skip
 
 
