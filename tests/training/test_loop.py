@@ -263,6 +263,7 @@ def test_unequal_lengths_are_refused(data):
         ({"average": 1.0}, r"'average' .* must lie in \[0, 1\)"),
         ({"max_seconds": 0.0}, "must be positive or None"),
         ({"learning_rate": 1.0}, "has no option"),
+        ({"prepare": ["wrap", "noise"]}, r"'prepare' .* must name deterministic .* wrap or canonical .got .*'noise'"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from weightspace.errors import SpecError
-from weightspace.graphs import BlockLayout
+from weightspace.graphs import BlockLayout, trace
 from weightspace.training import (
     Classification,
     LabelledWeights,
@@ -17,7 +17,7 @@ from weightspace.training import (
     seeded,
 )
 from weightspace.zoo.augment import Compose
-from weightspace.zoo.named_augmentations import augmentation_names, make_augmentation
+from weightspace.zoo.named_augmentations import DETERMINISTIC, augmentation_names, make_augmentation
 
 
 def test_the_schedule_warms_up_and_falls_to_zero():
@@ -107,6 +107,18 @@ def test_seeded_gives_the_same_numbers_for_the_same_parts_and_restores_the_globa
             draws.append((torch.rand(3, generator=generator).tolist(), torch.rand(3).tolist()))
     assert draws[0] == draws[1] != draws[2]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", augmentation_names())
+def test_what_is_called_deterministic_draws_nothing(name):
+    traced = trace(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)), torch.zeros(1, 2))
+    layout = BlockLayout.mlp([2, 4, 1], activation="sin") if name != "permute" else traced.layout()
+    augmentation = make_augmentation([name], layout, traced.weight_space() if name == "permute" else None)
+    assert augmentation is not None
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    augmentation({key: torch.randn(8, *shape) for key, shape in layout.shapes}, generator)
+    assert torch.equal(generator.get_state(), state) == (name in DETERMINISTIC)
 
 
 def test_augmentations_are_made_by_name():

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from weightspace.errors import SpecError
+from weightspace.zoo.named_augmentations import DETERMINISTIC
 
 __all__ = ["TrainConfig"]
 
@@ -65,6 +66,8 @@ class TrainConfig:
             self._require(name, 0 <= getattr(self, name) < 1, "lie in [0, 1)")
         for name in ("augment", "prepare"):
             self._require(name, not isinstance(getattr(self, name), str), "be a sequence of names")
+        choice = " or ".join(DETERMINISTIC)
+        self._require("prepare", set(self.prepare) <= set(DETERMINISTIC), f"name deterministic augmentations, {choice}")
         for name in ("max_seconds", "max_cpu_seconds"):
             limit = getattr(self, name)
             self._require(name, limit is None or limit > 0, "be positive or None")

@@ -9,7 +9,7 @@ from weightspace.graphs import BlockLayout, WeightSpace
 from weightspace.zoo.augment import Augmentation, Compose, InputTransform, Noise
 from weightspace.zoo.neuron_symmetries import Canonicalise, PermuteNeurons, PhaseShift, PhaseWrap, SignFlip
 
-__all__ = ["augmentation_names", "make_augmentation"]
+__all__ = ["DETERMINISTIC", "augmentation_names", "make_augmentation"]
 
 _AUGMENTATIONS: dict[str, Callable[[BlockLayout], Augmentation]] = {
     "geo": InputTransform,
@@ -19,6 +19,8 @@ _AUGMENTATIONS: dict[str, Callable[[BlockLayout], Augmentation]] = {
     "wrap": PhaseWrap,
     "canonical": Canonicalise,
 }
+DETERMINISTIC = ("wrap", "canonical")
+"""Names of those that draw nothing."""
 _PERMUTE = "permute"  # the one that needs to know the group
 
 
