@@ -86,6 +86,13 @@ def test_regression_reports_error_and_explained_variance():
     assert math.isnan(Regression().measure(outputs, torch.ones(3))["r2"])
 
 
+def test_the_explained_variance_of_several_targets_is_that_about_the_mean_of_each():
+    targets = torch.stack([torch.arange(5.0), 50 + 2 * torch.arange(5.0)], dim=1)
+    assert Regression().measure(targets.mean(0).expand(5, 2), targets)["r2"] == pytest.approx(0, abs=1e-6)
+    # errors of 1 in the first column; variances 2 and 8
+    assert Regression().measure(targets + torch.tensor([1.0, 0.0]), targets)["r2"] == pytest.approx(1 - 0.5 / 5)
+
+
 def test_batches_cover_every_network_once_in_a_seeded_order():
     data = LabelledWeights({"a": torch.arange(10.0)[:, None]}, torch.arange(10))
     order = [t for _, targets in data.batches(4, torch.Generator().manual_seed(0)) for t in targets.tolist()]

@@ -58,9 +58,9 @@ class Regression(Objective):
         return F.mse_loss(outputs, targets.reshape(outputs.shape).to(outputs.dtype))
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Mean squared error, and the explained share of the variance."""
+        """Mean squared error, and the explained share of the variance about the mean of every target."""
         error = float(self.loss(outputs, targets))
-        spread = float(targets.double().var(correction=0))
+        spread = float(targets.double().reshape(outputs.shape).var(0, correction=0).mean())
         return {"loss": error, "r2": 1 - error / spread if spread > 0 else float("nan")}
 
     def score(self, figures: dict[str, float]) -> tuple[float, ...]:
