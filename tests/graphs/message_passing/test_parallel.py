@@ -53,6 +53,23 @@ def step_of(pass_, share: slice) -> list[torch.Tensor]:
     return [answer.detach(), *torch.autograd.grad(answer.sum(), tensors)]
 
 
+def tied_step_of(pass_, share: slice) -> list[torch.Tensor]:
+    """The same of messages of few values: extrema of a receiver are attained often, unevenly by the processes."""
+    generator = torch.Generator().manual_seed(3)
+    index = torch.stack([torch.randint(4, (12,), generator=generator), torch.arange(12) % 2])
+    shapes = ((12, 3), (2, 3), (4, 3))
+    tensors = [torch.randn(s, generator=generator, dtype=torch.float64).round().requires_grad_() for s in shapes]
+    topology = SparseEdges.of(index[:, share], 2, 4)
+    order = slice(None) if topology.order is None else topology.order
+    edges, receivers, senders = tensors
+    passed = pass_(
+        lambda e, i, j: Sent((e + i * j).clamp(-1, 1)), topology, edges[share][order], receivers, senders,
+        to_receivers=("max", "min"), piece=3,
+    )  # fmt: skip
+    answer = (passed.receivers["max"] * 2 + passed.receivers["min"]) * torch.arange(1.0, 4.0)
+    return [answer.detach(), *torch.autograd.grad(answer.sum(), tensors)]
+
+
 def reader() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """A metanetwork and four networks, the same in every process."""
     layout = BlockLayout.mlp([2, 4, 1])
@@ -72,7 +89,8 @@ def work(rank: int, folder: str) -> None:
     net, weights = reader()
     parallel = torch.nn.parallel.DistributedDataParallel(net)
     mine = {name: w[2 * rank : 2 * rank + 2] for name, w in weights.items()}
-    found = {"edges": step_of(parallel_edge_pass, share), "networks": gradients_of(net, parallel, mine)}
+    found = {"edges": step_of(parallel_edge_pass, share), "ties": tied_step_of(parallel_edge_pass, share)}
+    found |= {"networks": gradients_of(net, parallel, mine)}
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -95,6 +113,18 @@ def test_edges_on_two_processes_are_one_graph(found):
     torch.testing.assert_close(on_edges, gradients[0], rtol=1e-10, atol=1e-12)
     assert found[0]["edges"][1][:7].any()
     assert not found[0]["edges"][1][7:].any()
+
+
+@pytest.mark.slow
+def test_equal_extrema_share_the_derivative_edge_by_edge_over_processes(found):
+    answer, *gradients = tied_step_of(edge_pass, slice(None))
+    for process in found:
+        torch.testing.assert_close(process["ties"][0], answer)
+        for a, b in zip(process["ties"][2:], gradients[1:], strict=True):
+            torch.testing.assert_close(a, b)
+    torch.testing.assert_close(found[0]["ties"][1] + found[1]["ties"][1], gradients[0])
+    shares = {round(float(x), 6) for x in gradients[0].abs().flatten()}
+    assert len(shares) > 4  # more than one edge in all, or in a process
 
 
 @pytest.mark.slow

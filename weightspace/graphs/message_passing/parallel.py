@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from weightspace.errors import SpecError
 from weightspace.graphs.message_passing.edge_pass import edge_pass
-from weightspace.graphs.message_passing.message import Message, Passed
+from weightspace.graphs.message_passing.message import Message, Passed, Sent
 from weightspace.graphs.message_passing.reductions import EXTREMA, by_head
 from weightspace.graphs.message_passing.topology import Topology
 
@@ -34,7 +34,8 @@ def parallel_edge_pass(
 
     Every process calls it with its own edges and the same nodes and parameters, and gets the reductions over the edges
     of all of them; new edge states stay where the edges are. Derivatives by nodes and parameters are those by all
-    edges, the same in every process where the loss is: no further averaging.
+    edges, the same in every process where the loss is: no further averaging. For those of extrema the message is
+    evaluated once more, to count equal edges.
 
     Args:
         message: What an edge sends, and becomes; a function.
@@ -62,9 +63,14 @@ def parallel_edge_pass(
             found[how] = _Joined.apply(found[how], group)
     for how in EXTREMA:
         if how in found:
-            found[how] = _Extremum.apply(found[how], how == "max", group)
+            extreme = _extreme(found[how], how == "max", group)
+            ties = torch.ones_like(extreme)
+            if found[how].requires_grad:
+                ties = _count_ties(message, topology, (edges, receivers, senders), parameters, found[how], options)
+            share = torch.where(found[how] == extreme, ties, 0.0)
+            found[how] = _Extremum.apply(found[how], extreme, share / _sum(share, group))
     if "top" in found:
-        top = _Extremum.apply(found["top"].detach(), True, group)
+        top = _extreme(found["top"], True, group)
         shrink = torch.where(found["top"] == top, 1.0, (found["top"] - top).exp())
         found["total"] = _Joined.apply(found["total"] * shrink, group)
         found["weighted"] = _Joined.apply(by_head(shrink, found["weighted"]), group)
@@ -101,20 +107,50 @@ class _Joined(torch.autograd.Function):
 
 
 class _Extremum(torch.autograd.Function):
-    """The extremum over the processes; those that attain it share the derivative evenly."""
+    """The extremum over the processes; each gets a share of the derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, is_max: bool, group: dist.ProcessGroup | None) -> Tensor:
-        extreme = x.detach().clone()
-        dist.all_reduce(extreme, dist.ReduceOp.MAX if is_max else dist.ReduceOp.MIN, group)
-        is_mine = (x == extreme).to(x.dtype)
-        ctx.share = is_mine / _sum(is_mine, group)
-        return extreme
+    def forward(ctx: Any, x: Tensor, extreme: Tensor, share: Tensor) -> Tensor:
+        ctx.save_for_backward(share)
+        return extreme.view_as(extreme)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0] * ctx.share, None, None
+        (share,) = ctx.saved_tensors
+        return gradients[0] * share, None, None
+
+
+def _extreme(x: Tensor, is_max: bool, group: dist.ProcessGroup | None) -> Tensor:
+    extreme = x.detach().clone()
+    dist.all_reduce(extreme, dist.ReduceOp.MAX if is_max else dist.ReduceOp.MIN, group)
+    return extreme
+
+
+@torch.no_grad()
+def _count_ties(
+    message: Message,
+    topology: Topology,
+    states: tuple[Tensor, Tensor, Tensor],
+    parameters: Sequence[Tensor],
+    extreme: Tensor,
+    options: dict[str, Any],
+) -> Tensor:
+    """How many edges of this process attain the extremum at their receiver, which they read behind its states."""
+    edges, receivers, senders = states
+    axis, width = topology.channel_axis, receivers.shape[topology.channel_axis]
+
+    def is_extreme(e: Tensor, i: Tensor, j: Tensor, *further: Tensor) -> Sent:
+        mine, wanted = i.split([width, i.shape[axis] - width], axis)
+        value = message(e, mine, j, *further).value
+        assert value is not None
+        return Sent((value == wanted).to(wanted.dtype if wanted.dtype == torch.float64 else torch.float32))
+
+    both = torch.cat([receivers, extreme], axis)
+    options = options | {"to_receivers": ("sum",), "to_senders": False, "executor": "pieces"}
+    # a kernel may round messages otherwise: whoever has the extremum has it once at least
+    ties = edge_pass(is_extreme, topology, edges, both, senders, parameters, **options).receivers["sum"]
+    return ties.to(extreme.dtype).clamp(min=1)
 
 
 def _sum(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:

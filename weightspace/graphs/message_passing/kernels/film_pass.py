@@ -163,7 +163,8 @@ def _film_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     edges, parameters = KernelEdges.unpacked(index, sizes), FilmParameters(scale, scale_bias, shift, shift_bias)
     wanted = {name: g for name, g, wanted in zip(_REDUCTIONS, gradients, asked, strict=True) if wanted}
-    found = dict(zip(("max", "min", "argmax", "argmin"), extrema, strict=True))
+    names: list[str] = ["max", "min", "argmax", "argmin"]
+    found = dict(zip(names, extrema, strict=True))
     if takes(values, scale, at_sender):
         from weightspace.graphs.message_passing.kernels.film_pass_triton import film_backward
 
