@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.architectures.weight_spaces import SPACES, mlp
 from weightspace.errors import SpecError
-from weightspace.graphs import WeightSpace
+from weightspace.graphs import WeightSpace, trace
 from weightspace.layers import EquivariantLinear, FeatureSpace
 from weightspace.layers.blocks import join_blocks, split_blocks
 from weightspace.layers.linear.equivariant_linear import pooled_diagonal
@@ -179,22 +179,42 @@ def test_calibration_gives_every_block_mean_square_one(name) -> None:
     assert all(_is_unit(y, 1e-9) for y in layer.calibrate(x))
 
 
-def test_neighbours_do_not_read_far_tensors() -> None:
-    space = mlp(2, 4, 4, 4, 3)
+def _readers(space, read: str, reach) -> set[str]:
+    """Blocks whose answer depends on the block ``read``."""
     features = FeatureSpace(space)
     names = [m.name for m in features.maps]
     free = [m.free for m in features.maps]
     x = [torch.randn(1, *m.sizes, m.free, requires_grad=True) for m in features.maps]
+    answers = EquivariantLinear(features, free, free, reach=reach)(x)
+    wanted = x[names.index(read)]
+    grads = [torch.autograd.grad(y.sum(), wanted, retain_graph=True, allow_unused=True)[0] for y in answers]
+    return {n for n, g in zip(names, grads, strict=True) if g is not None and g.abs().sum() > 0}
 
-    def reads_w1(reach) -> set[str]:
-        layer = EquivariantLinear(features, free, free, reach=reach)
-        answers = layer(x)
-        grads = [torch.autograd.grad(y.sum(), x[names.index("W1")], retain_graph=True, allow_unused=True)[0]
-                 for y in answers]  # fmt: skip
-        return {n for n, g in zip(names, grads, strict=True) if g is not None and g.abs().sum() > 0}
 
-    assert reads_w1("all") == set(names)
-    assert reads_w1("neighbours") == {"W1", "b1", "W2"}
+def test_neighbours_do_not_read_far_tensors() -> None:
+    space = mlp(2, 4, 4, 4, 3)
+    assert _readers(space, "W1", "all") == {b.name for b in space.blocks}
+    assert _readers(space, "W1", "neighbours") == {"W1", "b1", "W2"}
+
+
+def test_neighbours_are_known_by_their_neurons_and_not_by_their_names() -> None:
+    """Outputs are held; parameters of a list have one prefix."""
+
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.ParameterList(torch.randn(b, a) for a, b in ((2, 4), (4, 4), (4, 4), (4, 3)))
+            self.b = nn.Parameter(torch.randn(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for w in self.w[:-1]:
+                x = torch.tanh(x @ w.T)
+            return x @ self.w[-1].T + self.b
+
+    space = trace(Listed(), torch.zeros(2, 2)).weight_space()
+    assert _readers(space, "w.0", "neighbours") == {"w.0", "w.1"}
+    assert _readers(space, "w.3", "neighbours") == {"w.2", "w.3", "b"}
+    assert _readers(mlp(2, 4, 4, 3), "W3", "neighbours") == {"W2", "b2", "W3", "b3"}
 
 
 def test_unknown_options_are_refused() -> None:

@@ -103,3 +103,26 @@ def test_columns_that_only_meet_zeros_are_free_in_the_weight_space_and_tied_in_t
     state = trace(cell(3, 4), torch.zeros(2, 3), torch.zeros(2, 4))  # nothing to permute, in either view
     assert not [group for group in state.weight_space().groups.values() if group.kind == "permutable"]
     assert not [layer for layer in state.layout().layers if layer.kind == "hidden" and layer.index is None]
+
+
+@pytest.mark.parametrize("name", ["operator", "nft", "unf", "neural_graph"])
+def test_no_parameter_is_for_running_statistics(name, random_weights):
+    """They come back as they are, so that nothing need be learned for them."""
+    traced = trace(ResidualCnn(), torch.zeros(2, 2, 6, 6))
+    weights = random_weights(traced.layout())
+    torch.manual_seed(0)
+    net = build_metanet(name, traced, None, {"width": 8, "layers": 2}).double()
+    edited = net(weights)
+    sum(value.square().sum() for value in edited.values()).backward()
+    assert [k for k, p in net.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["operator", "unf"])
+def test_new_weights_of_tied_networks_load(name):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4))
+    net[4].weight = net[0].weight
+    traced = trace(net, torch.zeros(2, 3))
+    editor = build_metanet(name, traced, None, {"width": 8, "layers": 2})
+    edited = editor({k: v[None] for k, v in net.state_dict().items()})
+    net.load_state_dict({k: v[0].detach() for k, v in edited.items()})
+    assert net[4].weight is net[0].weight

@@ -243,3 +243,10 @@ def test_small_deviations_around_large_means_are_kept_in_single_precision(make, 
     for entry in blocks:
         std = net.standardise.std[entry.type]
         assert 0.9e-4 < std < 1.1e-4
+
+
+def test_half_precision_reads_tensors_of_zeros(make, siren):
+    net = make([siren], normalisation="network").half()
+    weights = {n: torch.zeros(2, *s) if n.endswith("bias") else torch.randn(2, *s) for n, s in siren.shapes}
+    net.fit_normalisation([(siren, {n: w.half() for n, w in weights.items()})])
+    assert net([(siren, {n: w.half() for n, w in weights.items()})]).isfinite().all()

@@ -292,7 +292,7 @@ def test_counts_of_the_published_configuration():
     mlp = c * 128 + 128 + 128 * c + c
     edge = (2 * e + 2 * c) * 64 + 64 + 64 * e + e + e * 64 + 64 + 64 * e + e + 4 * e
     embedding = (f * c + c) + (f * 2 * e + 2 * e) + 5 * c
-    head = c * 64 + 64 + 64 * 10 + 10
+    head = c * 128 + 128 + 128 * 10 + 10
     transformer = NeuralGraphTransformer(layout, 10)
     assert sum(p.numel() for p in transformer.parameters()) == (
         embedding + 4 * (attention + mlp + 4 * c) + 3 * edge + head

@@ -156,6 +156,16 @@ def test_kinds_are_standardised_together() -> None:
         standardise.fit({**weights, "W2": weights["W2"] / 0})
 
 
+def test_units_are_those_of_the_fan_in() -> None:
+    """Whatever an output axis is cut into: groups, the roles of a fused projection, heads."""
+    convolution = trace(nn.Conv2d(4, 6, 3, groups=2), torch.zeros(2, 4, 5, 5)).weight_space()
+    attention_space = attention(4, 2, 3)
+    for space, wanted in ((convolution, {"weight": 18, "bias": 1}), (attention_space, {"self_attn.in_proj_weight": 4})):
+        units = KindStandardise(space, range(len(space.blocks))).units
+        found = [(b.view.parameter, float(u) ** 2) for b, u in zip(space.blocks, units, strict=True)]
+        assert {name: fan for name, fan in found if name in wanted} == pytest.approx(wanted)
+
+
 def test_unknown_sharing_is_refused() -> None:
     with pytest.raises(
         SpecError, match=r"'share' of metanetwork 'dws' must be one of \['tensors', 'relations'\] .got 'depth'"

@@ -215,9 +215,10 @@ class WeightSpace:
         return {b.name: b.view.apply(weights[b.view.parameter], batch_dims) for b in self.blocks}
 
     def join(self, values: Mapping[str, Tensor], batch_dims: int = 0) -> dict[str, Tensor]:
-        """Exact inverse of :meth:`split`."""
+        """Exact inverse of :meth:`split`; tied weights under all their names."""
         joined = join_blocks(self.blocks, values, batch_dims)
-        return {p.name: joined[p.name] for p in self.parameters}
+        ordered = {p.name: joined[p.name] for p in self.parameters}
+        return {**ordered, **{name: ordered[first] for name, first in self.aliases.items()}}
 
     def verify(self, module: nn.Module, *inputs: Any, trials: int = 3, seed: int = 0) -> Verification:
         """Apply random group elements in float64 and compare the function's outputs.

@@ -28,7 +28,8 @@ class DWSNet(LinearNet):
     batch-normalised. Deviations: any architecture that can be traced, not MLPs of three layers and more alone; the
     maps into the last weight have all their output columns (the published code shares them); self-attention between
     neurons, which theirs has in place of every set layer, is an option here (``set_heads=8``), one for every neuron
-    group and layer on all that is read of its neurons, and not one for every pair of tensors.
+    group and layer on all that is read of its neurons, and not one for every pair of tensors. A batch norm follows the
+    last layer too, and a hidden layer stands between the pooled features and the answer (theirs: one linear map).
     ``reach="neighbours"`` is their diagonal variant, ``max_free`` their down-sampling of wide inputs (a matrix here).
 
     Args, shapes and errors: see :class:`LinearNet`.

@@ -25,7 +25,10 @@ class NeuralGraphNetConfig:
         width, edge_width: Channels per node and per edge.
         layers: Rounds of message passing, with an edge update between two rounds.
         frequencies: Fourier features of a parameter.
-        frequency_scale: Standard deviation of their frequencies, in turns per standard deviation of the parameter.
+        frequency_scale: Standard deviation of their frequencies, in turns per standard deviation of the parameter. The
+            paper's 3 is for long training on weights without noise: noise of a tenth of a deviation moves what an
+            untrained metanetwork reads by three quarters of the way to another network. 0.1 to 0.3 reads more at the
+            start.
         reverse: Whether messages run against the forward pass too.
         readout: ``"outputs"`` (output nodes side by side), ``"mean"`` or ``"max"`` over all nodes.
         head_width, head_layers: Hidden units of the head, and its number of linear maps.
@@ -60,8 +63,8 @@ class NeuralGraphNet(NeuralGraphMetanet):
     of a network share the parameters of a round, so that the number of parameters does not grow with its depth.
 
     Differences from the public code: the input embeddings of :class:`~weightspace.layers.GraphEmbedding`, one linear
-    map after the aggregation instead of two, scales of messages that start at 1, and initial values that keep second
-    moments. Nothing is concatenated or gathered per edge. The embedding of probes has one layer norm for all layers.
+    map after the aggregation instead of two, scales of messages that start around 1. Nothing is concatenated or
+    gathered per edge. The embedding of probes has one layer norm for all layers; edits do not read outputs' values.
 
     Args:
         layout: Architecture of the networks that are read.

@@ -49,7 +49,7 @@ class NeuralGraphTransformerConfig:
     frequencies: int = 128
     frequency_scale: float = 1.0
     readout: Readout = "outputs"
-    head_width: int = 64
+    head_width: int = 128
     head_layers: int = 2
     dropout: float = 0.2
     probes: int = 0

@@ -31,7 +31,10 @@ class NFN(LinearNet):
 
     NP layers (inputs and outputs are permutable as well and carry learned embeddings in every layer) or HNP layers.
     Deviation: HNP layers here have exactly the coefficients of the space of equivariant maps (75 for an MLP
-    2-32-32-1), where the published code has 98, some of them redundant.
+    2-32-32-1), where the published code has 98, some of them redundant. Weights enter as they are; theirs enter by
+    Gaussian Fourier features (``frequencies=128, frequency_scale=10``, 3 for MNIST). Inputs and outputs have learned
+    embeddings in every layer, as in their variant with positional embeddings; the plain one has sines of their number,
+    once. There is no dropout between layers (theirs: 0.1 on MNIST).
 
     Args, shapes and errors: see :class:`LinearNet`.
     """

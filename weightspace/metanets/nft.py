@@ -173,8 +173,10 @@ class NFT(Metanet):
         self.norm = nn.LayerNorm(config.width)
         self.piece = max(1, _PIECE // (sum(block.numel for block in layout.blocks) * config.width))
         if out_features is None:
-            positions = (layout.blocks[m.number].positions for m in self.table.matrices)
-            self.edits = nn.ModuleList(nn.Linear(config.width, copies * k) for k in positions)
+            edited = (m.number for m in self.table.matrices if m.number not in self.statistics)
+            self.edits = nn.ModuleDict(
+                {str(i): nn.Linear(config.width, copies * layout.blocks[i].positions) for i in edited}
+            )
             return
         self.embedding_features = config.width * len(self.table.matrices)
         self.head = head(self.embedding_features, config.head_width, out_features, config.head_dropout)
@@ -193,7 +195,8 @@ class NFT(Metanet):
     ) -> dict[int, Tensor]:
         parts = self.table.parts(self.norm(self._features(standard)))
         result = {}
-        for matrix, part, linear in zip(self.table.matrices, parts, self.edits, strict=True):
-            edit = self.table.write(matrix.number, linear(part))
-            result[matrix.number] = edit.unflatten(-1, (self.copies, -1)).movedim(-2, 1)
+        for matrix, part in zip(self.table.matrices, parts, strict=True):
+            if str(matrix.number) in self.edits:
+                edit = self.table.write(matrix.number, self.edits[str(matrix.number)](part))
+                result[matrix.number] = edit.unflatten(-1, (self.copies, -1)).movedim(-2, 1)
         return result

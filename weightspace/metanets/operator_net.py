@@ -226,7 +226,7 @@ class OperatorNet(Metanet):
         self.node_edits, self.node_edits_of = nn.ModuleDict(), {}
         for name, pairs in roles.features.items():
             for i, side in pairs:
-                if i not in roles.operators:
+                if i not in roles.operators and i not in self.statistics:
                     self.node_edits[str(i)] = NodeEdit(blocks[i], side, width, copies=self.copies, odd=name in self.odd)
                     self.node_edits_of[str(i)] = name
         ends = {end for i in roles.operators for end in (blocks[i].source, blocks[i].target)}

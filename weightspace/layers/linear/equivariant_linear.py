@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -59,8 +59,8 @@ class EquivariantLinear(nn.Module):
         out_channels: Channels of every block that leaves.
         pool: How axes that a target lacks are reduced. ``"max"`` and ``"attention"`` (a learned softmax-weighted mean)
             keep the equivariance, not the linearity.
-        reach: ``"all"``: every block reads every block; ``"neighbours"``: only blocks that share a neuron group, or
-            belong to the same operation.
+        reach: ``"all"``: every block reads every block; ``"neighbours"``: only blocks that share neurons, also held
+            ones (outputs).
         heads: Where above 0, the neurons of every group also hear from each other by
             :class:`~weightspace.layers.linear.set_attention.SetAttention` of so many heads, on what is read of them.
         bias: Whether constants are added; there is one for every way of writing a block.
@@ -108,7 +108,7 @@ class EquivariantLinear(nn.Module):
         self.reductions, self.patterns = reductions(space), patterns(space)
         self.steps = _steps(self._step_sizes(), self.reductions)
         self.heads = heads
-        self.products = _products(self.maps, self.reductions, self.patterns, reach)
+        self.products = _products(self.reductions, self.patterns, None if reach == "all" else space.neighbours)
         self._build(bias)
         self.scores = None
         if pool == "attention":
@@ -234,7 +234,7 @@ class EquivariantLinear(nn.Module):
 
 
 def _products(
-    maps: Sequence[FeatureMap], read: Sequence[Reduction], written: Sequence[Pattern], reach: Reach
+    read: Sequence[Reduction], written: Sequence[Pattern], reach: Sequence[Collection[int]] | None
 ) -> list[tuple[list[int], list[int]]]:
     """Reductions and patterns of every matrix product: all of one signature, as far as they are in reach."""
     result: dict[tuple[Signature, tuple[int, ...]], list[int]] = {}
@@ -242,15 +242,10 @@ def _products(
         reads = tuple(
             n
             for n, r in enumerate(read)
-            if r.signature == p.signature and (reach == "all" or _are_neighbours(maps[r.source], maps[p.target]))
+            if r.signature == p.signature and (reach is None or r.source in reach[p.target])
         )
         result.setdefault((p.signature, reads), []).append(k)
     return [(list(reads), writes) for (_, reads), writes in result.items()]
-
-
-def _are_neighbours(a: FeatureMap, b: FeatureMap) -> bool:
-    operations = [m.name.rpartition(".")[0] for m in (a, b)]
-    return bool(set(a.groups) & set(b.groups)) or (operations[0] == operations[1] != "") or a is b
 
 
 def _steps(lengths: Sequence[tuple[int, ...]], wanted: Sequence[Reduction]) -> list[_Step]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from weightspace.graphs import Block, WeightSpace
 from weightspace.graphs.labels.axis_blocks import FIXED
 from weightspace.graphs.labels.label_graph import LabelGraph
+from weightspace.graphs.labels.parameter_labels import ParameterLabels
 
 __all__ = ["Axes", "FeatureMap", "FeatureSpace", "end_groups", "freed"]
 
@@ -61,6 +63,7 @@ class FeatureSpace:
     def __init__(self, space: WeightSpace, positions: Axes = "channels") -> None:
         kernels = [_kernel(b) if positions == "sets" else () for b in space.blocks]
         self.position_groups = frozenset(_position_group(k) for k in kernels if k)
+        self.space = space
         self.maps = tuple(_feature_map(space, b, kernel) for b, kernel in zip(space.blocks, kernels, strict=True))
         groups = dict.fromkeys(group for m in self.maps for group in m.groups)
         self.rank = {group: -n for n, group in enumerate(groups)}
@@ -88,8 +91,21 @@ class FeatureSpace:
             result[i] = split.permute(0, 1, *(2 + d for d in back))
         return result
 
+    @cached_property
+    def neighbours(self) -> list[frozenset[int]]:
+        """For every block the blocks that share neurons with it, held or permuted, itself among them."""
+        labels = {p.name: p for p in self.space.parameters}
+        of_block = [_labels_of(labels[b.view.parameter], b) for b in self.space.blocks]
+        return [frozenset(k for k, b in enumerate(of_block) if k == i or a & b) for i, a in enumerate(of_block)]
+
     def __len__(self) -> int:
         return len(self.maps)
+
+
+def _labels_of(p: ParameterLabels, block: Block) -> frozenset[int]:
+    """Labels of the scalars of a block."""
+    places = np.unravel_index(block.view.entries().numpy().reshape(-1), p.view_shape)
+    return frozenset(int(n) for c in p.components for n in np.unique(c.labels[tuple(places[d] for d in c.dims)]))
 
 
 def _kernel(block: Block) -> tuple[int, ...]:

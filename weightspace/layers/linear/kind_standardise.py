@@ -41,7 +41,7 @@ class KindStandardise(nn.Module):
         self.space, self.slots = space, list(slots)
         self.register_buffer("kind_mean", torch.zeros(len(set(slots))))
         self.register_buffer("kind_std", torch.ones(len(set(slots))))
-        units = [math.prod(b.view.shape[1:]) ** 0.5 for b in space.blocks]
+        units = [math.prod(b.view.parameter_shape[1:]) ** 0.5 for b in space.blocks]
         self.register_buffer("index", torch.tensor(self.slots), persistent=False)
         self.register_buffer("units", torch.tensor(units), persistent=False)
 

@@ -50,9 +50,10 @@ class RelationLinear(EquivariantLinear):
         self.kinds = kinds_of(space)
         example = {kind: i for i, kind in enumerate(self.kinds)}
         types, self.banks = {}, nn.ParameterDict()
+        read = {relation_of(space, s, t) for t, near in enumerate(space.neighbours) for s in near}
         for (first, second), relations in relations_in(space).items():
             s, t = example[first], example[second]
-            near = [x for x in relations if self.reach == "all" or x.ties or x.position != "other"]
+            near = [x for x in relations if self.reach == "all" or x in read]
             terms = terms_of(maps[s], maps[t], near)
             types[first, second] = {term: n for n, term in enumerate(terms)}
             if terms:

@@ -18,7 +18,8 @@ class Relation:
     Args:
         source: Role of the tensor that is read (see :func:`role_of`).
         target: Role of the tensor that is written.
-        position: ``"same"`` tensor, ``"own"`` for two of one operation, else ``"other"``.
+        position: ``"same"`` tensor, ``"own"`` for two of one operation (by name, or because they share held neurons and
+            no others), else ``"other"``.
         ties: ``(axis of the source, axis of the target)`` of every pair of axes with one neuron group; of two weights
             (0, 1) says that the target comes next, (1, 0) that it comes before, none that it is farther away.
     """
@@ -80,7 +81,7 @@ def relation_of(space: FeatureSpace, s: int, t: int) -> Relation:
         for (b, _), other in zip(_set_axes(target), target.groups, strict=True)
         if group == other
     )
-    is_own = _operation(source) == _operation(target) != ""
+    is_own = _operation(source) == _operation(target) != "" or (not ties and s in space.neighbours[t])
     position = "same" if s == t else "own" if is_own else "other"
     return Relation(role_of(space, s), role_of(space, t), position, ties)
 

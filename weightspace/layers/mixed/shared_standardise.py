@@ -96,15 +96,16 @@ class SharedStandardise(nn.Module):
             if self.mode == "relation":
                 standard[blocks] = (x - self.mean[t]) / self.std[t]
                 continue
+            x = x.float() if x.dtype.itemsize < 4 else x  # the floor is no number in half precision
             mean = _per_tensor(x, blocks)
             centred = (x - _at_matrices(mean, blocks)) * blocks.mask
             std = (_per_tensor(centred.square(), blocks) + _FLOOR**2).sqrt()
             numbers = torch.stack([std.log(), (mean / std).clamp(-3, 3)], 1)
-            scales[blocks] = (numbers - self.scale_mean[t]) / self.scale_std[t]
+            scales[blocks] = ((numbers - self.scale_mean[t]) / self.scale_std[t]).to(given.dtype)
             # a tensor of one value keeps its sign and its size
             kept = torch.where(blocks.sizes == 1, mean, 0.0)
             size = torch.where(blocks.sizes == 1, (mean.square() + _FLOOR**2).sqrt(), std)
-            standard[blocks] = (centred + _at_matrices(kept, blocks)) / _at_matrices(size, blocks)
+            standard[blocks] = ((centred + _at_matrices(kept, blocks)) / _at_matrices(size, blocks)).to(given.dtype)
         return standard, scales
 
     def deviation(self, blocks: Rectangles) -> Tensor:

@@ -62,7 +62,7 @@ class PrincipalConv(nn.Module):
 
     Kofinas et al. 2024 (edge modulation of PNA messages), with ``[x_i, x_j]`` mapped once per node. The
     two linear maps that follow each other after the aggregation in PyG's ``PNAConv`` are one here. The scale starts at
-    1 plus a small function of the edge.
+    1 plus a function of the edge of mean square 1.
 
     Args:
         graph: Nodes and relations.
