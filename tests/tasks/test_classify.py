@@ -14,7 +14,7 @@ from weightspace.graphs import BlockLayout
 from weightspace.metanets import Metanet, metanet_from_json, metanet_to_json
 from weightspace.tasks import ClassifyJob, classify, compare, digits_job, evaluate, probe_of, trace_zoo
 from weightspace.tasks import classify as classify_task
-from weightspace.training import TrainConfig, ZooBatches, batches_of, load_checkpoint, seeded
+from weightspace.training import LabelledWeights, TrainConfig, ZooBatches, batches_of, load_checkpoint, seeded
 from weightspace.zoo import Architecture, Zoo, register_architecture
 from weightspace.zoo.neuron_symmetries import PhaseWrap, SignFlip
 from weightspace.zoo.recipes import siren_architecture
@@ -42,18 +42,20 @@ def rows(count: int, **more) -> list[dict]:
     ]
 
 
-def make_zoo(path: Path, architecture: Architecture = SIREN, count: int = 120, forward=None) -> Zoo:
+def make_zoo(path: Path, architecture: Architecture = SIREN, count: int = 120, forward=None, labels: int = 2) -> Zoo:
     """Networks of class 1 have larger first-layer weights."""
     forward = {"input_shape": [1, 2]} if forward is None else forward
     zoo = Zoo.create(path, recipe={"name": "toy", "shapes": architecture.hash}, forward=forward, title="Toy")
     g = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(count, *shape, generator=g) * 0.1 for name, (shape, _) in architecture.shapes.items()}
     first = next(iter(weights))
-    labels = torch.tensor([(i // 2) % 2 for i in range(count)])
-    weights[first] = weights[first] * (0.5 + labels).reshape(-1, *[1] * (weights[first].ndim - 1))
+    classes = torch.tensor([(i // 2) % labels for i in range(count)])
+    weights[first] = weights[first] * (0.5 + classes).reshape(-1, *[1] * (weights[first].ndim - 1))
     for value in weights.values():
         value[-1] = float("nan")
-    zoo.append("unit", architecture, weights, rows(count))
+    zoo.append(
+        "unit", architecture, weights, [row | {"label": int(c)} for row, c in zip(rows(count), classes, strict=True)]
+    )
     return zoo
 
 
@@ -115,6 +117,16 @@ def test_evaluation_from_the_folder_gives_the_same_scores(run, zoo):
     assert evaluate(folder, zoo) == result.test
     assert evaluate(folder, zoo, split="val") == result.val
     assert evaluate(folder, zoo, split="all").networks == 119  # the diverged one is left out
+
+
+def test_scoring_takes_batches_like_those_of_training(zoo, tmp_path, monkeypatch):
+    sizes, batches = [], LabelledWeights.batches
+    monkeypatch.setattr(
+        LabelledWeights, "batches", lambda self, size, *a: (sizes.append(size), batches(self, size, *a))[1]
+    )
+    classify(zoo, tmp_path, model="statnn", config=TrainConfig(epochs=1, batch_size=8), progress=False)
+    evaluate(tmp_path, zoo)
+    assert set(sizes) == {8, 32}
 
 
 def test_a_second_call_only_scores_again(run, zoo):

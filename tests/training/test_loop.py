@@ -231,6 +231,22 @@ def test_prepare_is_applied_in_training_and_in_evaluation(train_model, data, tmp
     assert not model.training
 
 
+@pytest.mark.parametrize(("batch_size", "largest"), [(4, 16), (16, 64), (64, 256), (500, 256)])
+def test_validation_takes_batches_like_those_of_training(make_model, data, tmp_path, batch_size, largest):
+    """No larger than memory is known to hold, and up to four times as large, as nothing is kept for derivatives."""
+    sizes = []
+
+    class Counting(LabelledWeights):
+        def batches(self, size, generator=None):
+            sizes.append(size)
+            return super().batches(size, generator)
+
+    val = Counting(data[1].weights, data[1].targets)
+    config = TrainConfig(epochs=1, batch_size=batch_size, augment=())
+    fit(make_model(), data[0], val, config, tmp_path, objective=Classification(), record={}, progress=False)
+    assert sizes == [largest]
+
+
 def test_a_loss_that_is_no_number_is_named_with_its_place(train_model, data, tmp_path):
     broken = {k: v.clone() for k, v in data[0].weights.items()}
     broken["layers.0.bias"][7] = float("nan")

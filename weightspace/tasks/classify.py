@@ -147,7 +147,7 @@ def classify(
         "zoo": {"title": zoo.manifest.title, "recipe": dict(zoo.manifest.recipe), "rows": len(zoo)},
     }
     write_json(run_dir / "config.json", description)
-    scoring = _scoring_pipeline(config, layout, space)
+    scoring, size = _scoring_pipeline(config, layout, space), config.evaluation_batch
     result = ClassifyResult(
         model=model,
         parameters=sum(p.numel() for p in metanet.parameters()),
@@ -157,8 +157,8 @@ def classify(
         epochs=len(fitted.epochs),
         seconds=fitted.seconds,
         cpu_seconds=fitted.cpu_seconds,
-        val=_score(metanet, zoo.split("val", salt), target, scoring, views),
-        test=_score(metanet, zoo.split("test", salt), target, scoring, views, run_dir),
+        val=_score(metanet, zoo.split("val", salt), target, scoring, views, size),
+        test=_score(metanet, zoo.split("test", salt), target, scoring, views, size, run_dir),
     )
     write_json(run_dir / "results.json", result.to_json())
     return result
@@ -192,7 +192,8 @@ def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str 
     probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
     metanet = load_checkpoint(run_dir, architecture=traced, probe=probe).to(device)
     rows = zoo if split == "all" else zoo.split(split, salt)
-    return _score(metanet, rows, target, _scoring_pipeline(config, layout, traced.weight_space()), views)
+    scoring = _scoring_pipeline(config, layout, traced.weight_space())
+    return _score(metanet, rows, target, scoring, views, config.evaluation_batch)
 
 
 def _scoring_pipeline(config: TrainConfig, layout: BlockLayout, space: WeightSpace) -> Pipeline:
@@ -202,10 +203,15 @@ def _scoring_pipeline(config: TrainConfig, layout: BlockLayout, space: WeightSpa
     return Pipeline(Compose(preserving) if preserving else None, make_augmentation(config.prepare, layout))
 
 
-def _log_probabilities(metanet: nn.Module, data: Batches, pipeline: Pipeline, views: int) -> tuple[Tensor, Tensor]:
+def _log_probabilities(
+    metanet: nn.Module, data: Batches, pipeline: Pipeline, views: int, batch_size: int
+) -> tuple[Tensor, Tensor]:
     """Logarithm of the mean probabilities over the views, and labels; the same at every call."""
     with seeded(next(metanet.parameters()).device, "views") as generator:
-        drawn = [predict(metanet, data, pipeline, generator=generator if views > 1 else None) for _ in range(views)]
+        drawn = [
+            predict(metanet, data, pipeline, generator=generator if views > 1 else None, batch_size=batch_size)
+            for _ in range(views)
+        ]
     stacked = torch.stack([logits.log_softmax(dim=1) for logits, _ in drawn])
     return stacked.logsumexp(dim=0) - math.log(views), drawn[0][1]
 
@@ -216,18 +222,19 @@ def _score(
     target: str,
     pipeline: Pipeline,
     views: int,
+    batch_size: int,
     run_dir: Path | None = None,
 ) -> Scores:
     """Scores of the rows; with a folder, predictions and embedding are written there."""
     data = batches_of(zoo, target)
-    log_probabilities, labels = _log_probabilities(metanet, data, pipeline, views)
+    log_probabilities, labels = _log_probabilities(metanet, data, pipeline, views, batch_size)
     keys = zoo.column("split_key")
     if run_dir is not None:
         columns = {name: zoo.rows[name] for name in ("model_id", "split_key")}
         columns |= {"label": pa.array(labels.numpy()), "predicted": pa.array(log_probabilities.argmax(dim=1).numpy())}
         columns |= {f"log_p_{c}": pa.array(log_probabilities[:, c].numpy()) for c in range(log_probabilities.shape[1])}
         pq.write_table(pa.table(columns), run_dir / "predictions.parquet")
-        embedding, _ = predict(metanet, data, pipeline, method="embed")
+        embedding, _ = predict(metanet, data, pipeline, method="embed", batch_size=batch_size)
         np.savez(
             run_dir / "embedding.npz",
             embedding=embedding.numpy(),

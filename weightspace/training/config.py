@@ -9,7 +9,10 @@ from typing import Any
 from weightspace.errors import SpecError
 from weightspace.zoo.named_augmentations import DETERMINISTIC
 
-__all__ = ["TrainConfig"]
+__all__ = ["EVALUATION_BATCH", "TrainConfig"]
+
+EVALUATION_BATCH = 256
+"""Networks of a batch in evaluation; larger ones are hardly faster."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class TrainConfig:
         max_seconds: Wall time after which the schedule has ended as well; ``None`` for no limit. With a limit the
             result depends on the speed of the machine.
         max_cpu_seconds: The same in processor time, which other work on the machine does not use up.
-        batch_size: Networks per step.
+        batch_size: Networks per step; in evaluation four times as many, at most 256.
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay of matrices; vectors are left alone.
         warmup_steps: Steps of linear warm-up, at most a tenth of the budget.
@@ -75,6 +78,11 @@ class TrainConfig:
     def _require(self, name: str, holds: bool, condition: str) -> None:
         if not holds:
             raise SpecError(f"'{name}' of TrainConfig must {condition} (got {getattr(self, name)}).")
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Networks of a batch in evaluation, which keeps nothing for derivatives."""
+        return min(EVALUATION_BATCH, 4 * self.batch_size)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form; :meth:`from_json` inverts it."""

@@ -165,7 +165,13 @@ class _Run:
     def close_epoch(self) -> None:
         """Score the averaged parameters on the validation split, keep the best, and write the state of the run."""
         start, cpu_start = time.perf_counter(), time.process_time()
-        outputs, targets = predict(self.model, self.val, self.pipeline, parameters=self.average.values)
+        outputs, targets = predict(
+            self.model,
+            self.val,
+            self.pipeline,
+            parameters=self.average.values,
+            batch_size=self.config.evaluation_batch,
+        )
         figures = self.objective.measure(outputs, targets)
         score = self.objective.score(figures)
         if self.best is None or score > self.best:

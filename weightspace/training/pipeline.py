@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from weightspace.training.config import EVALUATION_BATCH
 from weightspace.training.data import Batches
 from weightspace.zoo.augment import Augmentation
 
 __all__ = ["Pipeline", "device_of", "predict", "seeded"]
-
-EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ def predict(
     parameters: Mapping[str, Tensor] | None = None,
     method: str = "forward",
     generator: torch.Generator | None = None,
+    batch_size: int = EVALUATION_BATCH,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and targets of all networks, in their order, on the CPU.
 
@@ -57,11 +57,12 @@ def predict(
         parameters: Used instead of the model's own (a running average).
         generator: Switches the augmentation of the pipeline on; on the device of the model.
         method: ``"forward"`` or another method of the model that takes a batched state dict (``"embed"``).
+        batch_size: Networks at a time.
     """
     training, device = model.training, device_of(model)
     model.eval()
     outputs, targets = [], []
-    for weights, target in data.batches(EVALUATION_BATCH):
+    for weights, target in data.batches(batch_size):
         ready = (pipeline or Pipeline())({name: value.to(device) for name, value in weights.items()}, generator)
         if parameters is None:
             out = getattr(model, method)(ready)
