@@ -20,7 +20,7 @@ from benchmarks.peers.subject import Parts, layers_of, put_on_path
 class JaxSubject:
     """A compiled function of weights and parameters, and its gradient."""
 
-    warms_up = False  # it is compiled for the batch, half a minute each time
+    warms_up = False  # it is compiled for the batch, half a minute each time, and warmed up there
 
     def __init__(self, apply: Callable[[Any, Any], Any], parameters: Any, prepare: Callable[[Any], Any]) -> None:
         self.jax = import_module("jax")
@@ -34,6 +34,8 @@ class JaxSubject:
         square = lambda values, given: (self.apply(values, given) ** 2).mean()  # noqa: E731
         self.run = self.jax.jit(self.apply).lower(self.values, self.given).compile()
         self.gradient = self.jax.jit(self.jax.grad(square)).lower(self.values, self.given).compile()
+        self.forward()  # a first call, as torch's models have
+        self.step()
 
     def forward(self) -> None:
         """Answers, no gradient."""
