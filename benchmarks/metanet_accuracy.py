@@ -58,6 +58,9 @@ ENTRIES = {
     "nft, 4 x 64": Entry("nft", {"width": 64}, lr=1e-3, views=1),
     "unf": Entry("unf", lr=3e-3),
     "neural_graph": Entry("neural_graph", lr=2e-3),
+    "neural_graph, frequencies 0.1, no dropout": Entry(
+        "neural_graph", {"frequency_scale": 0.1, "dropout": 0.0}, lr=2e-3
+    ),
     "neural_graph_transformer": Entry("neural_graph_transformer", lr=1e-3, views=1),
     "scale_gmn, 4 x 64": Entry("scale_gmn", {"width": 64}, lr=1e-3, views=1),
     "scale_gmn, 4 x 64, bidirectional": Entry("scale_gmn", {"width": 64, "bidirectional": True}, lr=1e-3, views=1),
