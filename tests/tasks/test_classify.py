@@ -129,6 +129,12 @@ def test_scoring_takes_batches_like_those_of_training(zoo, tmp_path, monkeypatch
     assert set(sizes) == {8, 32}
 
 
+def test_labels_that_the_run_does_not_tell_are_named(run, tmp_path):
+    other = make_zoo(tmp_path / "z", labels=3)
+    with pytest.raises(SpecError, match=r"Column 'label' of .* has labels up to 2, and the run in .* tells 2 classes"):
+        evaluate(run[0], other)
+
+
 def test_a_second_call_only_scores_again(run, zoo):
     folder, result = run
     config = TrainConfig(epochs=12, batch_size=16, warmup_steps=3)

@@ -174,6 +174,7 @@ def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str 
         device: Where the metanetwork runs.
 
     Raises:
+        SpecError: the zoo cannot be read this way, or has labels that the run does not tell.
         CheckpointError: the folder is not such a run, or reads networks of another architecture.
     """
     run_dir = Path(run_dir)
@@ -192,6 +193,11 @@ def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str 
     probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
     metanet = load_checkpoint(run_dir, architecture=traced, probe=probe).to(device)
     rows = zoo if split == "all" else zoo.split(split, salt)
+    if len(rows) and num_classes(rows, target) > (metanet.out_features or 0):
+        raise SpecError(
+            f"Column '{target}' of {rows!r} has labels up to {num_classes(rows, target) - 1}, and the run in "
+            f"'{run_dir}' tells {metanet.out_features} classes. Select rows of those classes."
+        )
     scoring = _scoring_pipeline(config, layout, traced.weight_space())
     return _score(metanet, rows, target, scoring, views, config.evaluation_batch)
 
