@@ -85,6 +85,16 @@ def test_an_unknown_model_is_refused_before_anything_is_written(folder, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_device_that_is_not_there_ends_with_one_sentence(folder, tmp_path, capsys):
+    zoo = str(folder / "zoo")
+    for words in (["train", zoo, "--out", str(tmp_path / "run")], ["evaluate", str(folder / "mlp"), "--zoo", zoo]):
+        assert main([*words, "--device", "abacus"]) == 2
+        err = capsys.readouterr().err
+        assert "'device' must be one that torch finds here (got 'abacus'" in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unfinished_run_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="is not the folder of a finished run"):
         read_run("operator", tmp_path)

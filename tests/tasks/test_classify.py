@@ -243,6 +243,17 @@ def test_another_architecture_is_refused(run, tmp_path):
         evaluate(run[0], other)
 
 
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_there_is_named_before_anything_is_traced(run, zoo, tmp_path, monkeypatch, device):
+    monkeypatch.setitem(classify_task.__globals__, "trace_zoo", lambda _: pytest.fail("traced"))
+    message = f"'device' must be one that torch finds here .got '{device}': .*Try 'cpu'"
+    with pytest.raises(SpecError, match=message):
+        classify(zoo, tmp_path / "run", device=device)
+    with pytest.raises(SpecError, match=message):
+        evaluate(run[0], zoo, device=device)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_is_no_run_is_refused(zoo, tmp_path):
     with pytest.raises(CheckpointError, match="is not the folder of a finished run"):
         evaluate(tmp_path, zoo)

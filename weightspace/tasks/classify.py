@@ -32,6 +32,7 @@ from weightspace.training import (
     seeded,
     write_json,
 )
+from weightspace.training.pipeline import find_device
 from weightspace.zoo import Zoo
 from weightspace.zoo.augment import Compose
 from weightspace.zoo.named_augmentations import make_augmentation
@@ -106,13 +107,13 @@ def classify(
         progress: Show a progress bar.
 
     Raises:
-        SpecError: the zoo cannot be read this way, an unknown name or option, or ``views`` below 1.
+        SpecError: the zoo cannot be read this way, an unknown name or option, no such device, or ``views`` below 1.
         CheckpointError: ``run_dir`` holds another run.
     """
     run_dir, config, options = Path(run_dir), config or TrainConfig(), dict(model_config or {})
     if views < 1:
         raise SpecError(f"'views' of classify must be at least 1 (got {views}). 1 scores each network as it is.")
-    zoo = readable(zoo)
+    place, zoo = find_device(device), readable(zoo)
     traced, classes = trace_zoo(zoo), num_classes(zoo, target)
     layout, space = traced.layout(), traced.weight_space()
     filled = {split_of(key, salt) for key in zoo.column("split_key")}
@@ -124,7 +125,7 @@ def classify(
         metanet = build_metanet(model, traced, classes, options, probe=probe)
     pipeline = Pipeline(make_augmentation(config.augment, layout, space), make_augmentation(config.prepare, layout))
     metanet.fit_normalisation(pipeline(train.sample(NORMALISATION_SAMPLE)))  # on what it will see
-    metanet.to(device)
+    metanet.to(place)
     fitted = fit(
         metanet,
         train,
@@ -174,7 +175,7 @@ def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str 
         device: Where the metanetwork runs.
 
     Raises:
-        SpecError: the zoo cannot be read this way, or has labels that the run does not tell.
+        SpecError: no such device, the zoo cannot be read this way, or has labels that the run does not tell.
         CheckpointError: the folder is not such a run, or reads networks of another architecture.
     """
     run_dir = Path(run_dir)
@@ -187,11 +188,11 @@ def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str 
             f"'{run_dir}' is not the folder of a finished run ('config.json' is missing or damaged: "
             f"{type(error).__name__}). Give the folder that training wrote, after it has ended."
         ) from error
-    zoo = readable(zoo)
+    place, zoo = find_device(device), readable(zoo)
     traced = trace_zoo(zoo)
     layout = traced.layout()
     probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
-    metanet = load_checkpoint(run_dir, architecture=traced, probe=probe).to(device)
+    metanet = load_checkpoint(run_dir, architecture=traced, probe=probe).to(place)
     rows = zoo if split == "all" else zoo.split(split, salt)
     if len(rows) and num_classes(rows, target) > (metanet.out_features or 0):
         raise SpecError(

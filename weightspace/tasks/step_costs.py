@@ -16,6 +16,7 @@ from torch import Tensor
 from weightspace.errors import SpecError
 from weightspace.metanets import Metanet, build_metanet
 from weightspace.tasks.reading import probe_of, readable, trace_zoo
+from weightspace.training.pipeline import find_device
 from weightspace.zoo import Zoo
 
 __all__ = ["SMALLEST", "StepCost", "StepCosts", "measure_steps"]
@@ -124,7 +125,7 @@ def measure_steps(
             f"'largest' must be at least {SMALLEST}, 'seconds' positive and 'threads' at least 1 "
             f"(got {largest}, {seconds}, {threads})."
         )
-    place, options = _device(device), dict(model_config or {})
+    place, options = find_device(device), dict(model_config or {})
     rows = readable(zoo)
     traced = trace_zoo(rows)
     probe = probe_of(rows, options["probes"]) if options.get("probes") else None
@@ -234,17 +235,6 @@ class _Trainer:
         lines = Path("/proc/self/status").read_text().splitlines()
         highest = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) << 10
         return max(0, highest - (self.held or 0))
-
-
-def _device(name: str) -> torch.device:
-    """A device that is there."""
-    try:
-        place = torch.device(name)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise SpecError(f"'device' must be one that torch finds here (got '{name}': {reason}). Try 'cpu'.") from error
-    return place
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from weightspace.errors import SpecError
 from weightspace.training.config import EVALUATION_BATCH
 from weightspace.training.data import Batches
 from weightspace.zoo.augment import Augmentation
 
-__all__ = ["Pipeline", "device_of", "predict", "seeded"]
+__all__ = ["Pipeline", "device_of", "find_device", "predict", "seeded"]
 
 
 @dataclass(frozen=True)
@@ -86,3 +87,18 @@ def seeded(device: torch.device, *parts: object) -> Iterator[torch.Generator]:
 def device_of(model: nn.Module) -> torch.device:
     """Device of the parameters of a module."""
     return next(model.parameters()).device
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name, once a tensor has been made on it.
+
+    Raises:
+        SpecError: torch finds none here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise SpecError(f"'device' must be one that torch finds here (got '{name}': {reason}). Try 'cpu'.") from error
+    return device
