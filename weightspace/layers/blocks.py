@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 from weightspace.errors import ShapeError
 from weightspace.graphs import BlockLayout, WeightSpace
+from weightspace.graphs.message_passing.autocast import is_autocast
 
 __all__ = [
     "Architecture",
@@ -116,15 +116,11 @@ def _check_kind(names: Iterable[str], weights: Mapping[str, Tensor], reader: str
             raise ShapeError(
                 f"'{name}' is on device {value.device} and {reader} on {like.device}. Move one with .to(device)."
             )
-        if value.dtype != like.dtype and not (value.is_floating_point() and _is_autocast(value.device.type)):
+        if value.dtype != like.dtype and not (value.is_floating_point() and is_autocast(value.device.type)):
             raise ShapeError(
                 f"'{name}' is of type {value.dtype} and {reader} of {like.dtype}. Convert the weights, or the "
                 "metanetwork with .double() and the like."
             )
-
-
-def _is_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def running_statistics(architecture: Architecture) -> frozenset[int]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from weightspace.errors import SpecError
+from weightspace.graphs.message_passing.autocast import is_autocast, without_autocast
 from weightspace.graphs.message_passing.func_transforms import is_func_grad, is_transformed
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.message import Message, Passed, Sent
@@ -101,11 +102,11 @@ def edge_pass(
         message, parameters = _Functional(message), (*parameters, *message.parameters())
     call = _Call(message, topology, tuple(to_receivers), to_senders, len(more_edges))
     tensors = (edges, receivers, senders, *more_edges, *parameters)
-    if not torch.is_autocast_enabled(edges.device.type):
+    if not is_autocast(edges.device.type):
         return _run(call, tensors, piece, executor)
     # autocast does not reach the messages that are evaluated again in backward
     longest = max((x.dtype for x in tensors if x.is_floating_point()), key=lambda dtype: torch.finfo(dtype).bits)
-    with torch.autocast(edges.device.type, enabled=False):
+    with without_autocast(edges.device.type):
         return _run(call, [x.to(longest) if x.is_floating_point() else x for x in tensors], piece, executor)
 
 
@@ -347,10 +348,12 @@ class _EdgePass(torch.autograd.Function):
         tensors, kept = saved[: ctx.number], dict(zip(ctx.kept, saved[ctx.number :], strict=True))
         needed = ctx.needs_input_grad[2:]
         on = {n: g for n, g in zip(call.names(), gradients, strict=True) if g is not None and n != "top"}
-        if torch.is_grad_enabled():  # somebody wants derivatives of second order
+        with without_autocast(tensors[0].device.type):
+            if not torch.is_grad_enabled():
+                return None, None, *call.backward(tensors, needed, kept, on, ctx.count)
+            # somebody wants derivatives of second order;
             # arguments may be one tensor, or made of each other: derivatives by views hold each path once
             leaves = [x.view_as(x) for x in tensors]
             results = dict(zip(call.names(), call.whole(leaves), strict=True))
             outputs = [(results[n], gradient) for n, gradient in on.items()]
             return None, None, *_gradients(outputs, leaves, needed, create_graph=True)
-        return None, None, *call.backward(tensors, needed, kept, on, ctx.count)

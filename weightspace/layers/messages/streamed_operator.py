@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from weightspace.errors import SpecError
+from weightspace.graphs.message_passing.autocast import without_autocast
 from weightspace.graphs.message_passing.func_transforms import is_transformed
 from weightspace.graphs.message_passing.kernels import operator_fits, operator_pass
 from weightspace.graphs.message_passing.kernels.available import takes
@@ -249,6 +250,11 @@ class _Stream(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with without_autocast(gradients[0].device.type):
+            return _Stream._gradients(ctx, *gradients)
+
+    @staticmethod
+    def _gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         w, mean, units, mix, read, of_columns, of_rows = ctx.saved_tensors
         grid, heads = _Grid(w.shape[:3], ctx.chunk), len(of_rows)
         evaluate = _Evaluator(FunctionMatrices(units, mix, read), mean, backward=True)

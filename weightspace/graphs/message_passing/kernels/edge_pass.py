@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from weightspace.errors import ShapeError, SpecError
+from weightspace.graphs.message_passing.autocast import without_autocast
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.kernels.batching import fold, one_by_one
 from weightspace.graphs.message_passing.kernels.edge_lists import KernelEdges
@@ -186,7 +187,8 @@ def _differentiate(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
     values, weight, at_receiver, at_sender, out_weight, *index = ctx.saved_tensors
     asked = [g if wanted else None for g, wanted in zip(gradients, ctx.asked, strict=True)]
     inputs = (values, weight, at_receiver, at_sender, out_weight)
-    *ends, d_out_weight, d_out_bias = _pass_backward(*asked, *inputs, index, ctx.sizes, ctx.activation)
+    with without_autocast(values.device.type):
+        *ends, d_out_weight, d_out_bias = _pass_backward(*asked, *inputs, index, ctx.sizes, ctx.activation)
     d_out_weight = None if out_weight is None else d_out_weight
     return *ends, d_out_weight, d_out_bias if ctx.has_out_bias else None, [None] * len(index), None, None, None, None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from weightspace.errors import ShapeError, SpecError
+from weightspace.graphs.message_passing.autocast import without_autocast
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.kernels.batching import one_by_one
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists, KernelEdges
@@ -222,7 +223,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _differentiate(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
     extrema, tensors, index = (list(ctx.saved_tensors[n]) for n in (slice(4), slice(4, 11), slice(11, None)))
-    made = _film_backward(list(gradients[:4]), extrema, *tensors, index, ctx.sizes, ctx.asked)
+    with without_autocast(gradients[0].device.type):
+        made = _film_backward(list(gradients[:4]), extrema, *tensors, index, ctx.sizes, ctx.asked)
     given = [None if x is None else g for x, g in zip(tensors, made, strict=True)]
     return *given, [None] * len(index), None, None
 

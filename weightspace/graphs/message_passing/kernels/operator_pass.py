@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from weightspace.errors import ShapeError
+from weightspace.graphs.message_passing.autocast import without_autocast
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.kernels.batching import fold, one_by_one
 
@@ -145,7 +146,8 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
 
 
 def _differentiate(ctx: Any, g_rows: Tensor, g_columns: Tensor) -> tuple[Tensor | None, ...]:
-    d_w, *others = _operator_backward(g_rows, g_columns, *ctx.saved_tensors)
+    with without_autocast(g_rows.device.type):
+        d_w, *others = _operator_backward(g_rows, g_columns, *ctx.saved_tensors)
     return d_w, None, *others
 
 
