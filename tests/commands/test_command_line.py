@@ -1,11 +1,13 @@
 """The command line as its user meets it: words in, text and exit code out."""
 
+import importlib
 import subprocess
 import sys
 
 import pytest
 
 from weightspace.commands import main
+from weightspace.commands.command_line import given
 
 
 @pytest.fixture
@@ -91,9 +93,39 @@ def test_an_interrupt_says_how_to_resume(run, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("weightspace.zoo.Zoo.open", interrupted)
-    code, _, err = run("zoo", "info", "some-zoo")
+    code, _, err = run("zoo", "info", "some zoo")
     assert code == 130
-    assert "The same command resumes: weightspace zoo info some-zoo" in err
+    assert "The same command resumes: weightspace zoo info 'some zoo'" in err
+
+
+def test_commands_are_repeated_as_they_were_given(run, monkeypatch):
+    module, pages = importlib.import_module("weightspace.commands.train"), []
+    monkeypatch.setattr("weightspace.zoo.Zoo.open", lambda path: path)
+    for name in ("classify", "read_run"):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    monkeypatch.setattr(module, "results_rows", lambda _: [])
+    monkeypatch.setattr(module, "write_report", lambda *_, **more: pages.append(more["commands"]))
+    words = [
+        "train",
+        "my zoo",
+        "--out",
+        "run",
+        "--model",
+        "mlp",
+        "--model-config.width",
+        "16",
+        "--lr",
+        "1e-3",
+        "--augment",
+    ]
+    assert run(*words, "--debug")[0] == 0
+    assert run("train", "other", "--out", "run")[0] == 0
+    first = "weightspace train 'my zoo' --out run --model mlp --model-config.width 16 --lr 1e-3 --augment"
+    assert pages == [[first], ["weightspace train other --out run"]]
+
+
+def test_a_page_that_no_command_line_asked_for_names_none():
+    assert given() == []
 
 
 def test_graph_prints_checks_and_draws(run, tmp_path):

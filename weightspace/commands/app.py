@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 import weightspace
+from weightspace.commands.command_line import quoted, running
 from weightspace.errors import WeightspaceError
 
 __all__ = ["app", "run"]
@@ -50,9 +51,10 @@ def run(arguments: Sequence[str]) -> int:
     words = [word for word in arguments if word != "--debug"]
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        with running(words):
+            result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nInterrupted. The same command resumes: weightspace {' '.join(words)}\n")
+        sys.stderr.write(f"\nInterrupted. The same command resumes: {quoted(words)}\n")
         return 130
     except (CycloptsError, WeightspaceError, OSError) as error:
         if debug:

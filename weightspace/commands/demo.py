@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from weightspace.commands.command_line import given
 from weightspace.commands.console import say, text_table
 from weightspace.commands.report.classification import RESULTS_HEADER, results_rows, write_report
 from weightspace.commands.report.runs import read_run
@@ -48,11 +49,9 @@ def demo(
     with _timed(seconds, "training"):
         compare(out / "zoo", out, jobs)
     runs = {job.name: out / job.name for group in jobs for job in group}
-    command = f"weightspace demo --out {out} --seed {seed} --init {init}" + (f" --epochs {epochs}" if epochs else "")
-    command += f" --limit {limit}" if limit else ""
     with _timed(seconds, "figures and page"):
         date = datetime.date.today().isoformat()
-        page = write_report(zoo, runs, out, salt=str(seed), date=date, seconds=dict(seconds), commands=[command])
+        page = write_report(zoo, runs, out, salt=str(seed), date=date, seconds=dict(seconds), commands=given())
     say("\n" + text_table(RESULTS_HEADER, results_rows([read_run(name, folder) for name, folder in runs.items()])))
     say("\n" + ", ".join(f"{part} {value:.0f} s" for part, value in seconds.items()))
     say(f"The page with figures: {page}")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from weightspace.commands.command_line import given
 from weightspace.commands.console import say, text_table
 from weightspace.commands.report.classification import RESULTS_HEADER, results_rows, write_report
 from weightspace.commands.report.runs import read_run
@@ -45,10 +46,8 @@ def train(
     """
     opened = Zoo.open(zoo)
     classify(opened, out, model=model, model_config=model_config, config=options, salt=salt, device=device)
-    command = f"weightspace train {zoo} --out {out} --model {model}"
-    page = write_report(
-        opened, {model: out}, out, salt=salt, date=datetime.date.today().isoformat(), commands=[command]
-    )
+    date = datetime.date.today().isoformat()
+    page = write_report(opened, {model: out}, out, salt=salt, date=date, commands=given())
     say(text_table(RESULTS_HEADER, results_rows([read_run(model, out)])))
     say(f"\nThe page with figures: {page}")
 
