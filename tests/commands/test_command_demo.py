@@ -27,6 +27,7 @@ def test_the_demo_leaves_a_zoo_runs_figures_and_one_page(folder):
     assert figures == {"gallery", "embedding", "confusion", "curves", "graph"}
     assert page.count("data:image/png;base64,") == 5
     assert f"weightspace demo --out {folder} --limit 24 --epochs 1" in page
+    assert "Seconds of wall time, training and validation." in page
 
 
 def test_a_finished_demo_is_not_trained_again(folder, capsys):

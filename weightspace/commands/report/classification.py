@@ -94,7 +94,7 @@ def _tables(runs: Sequence[Run], best: Run, seconds: Mapping[str, float]) -> lis
     note = (
         f"One run each, scored once on {networks:,} networks of the test split; the epoch is chosen on validation. "
         f"Sampling alone moves these figures by about {sampling:.1f} points or more. Always naming the most frequent "
-        f"class scores {chance:.1%}. Seconds of training on one thread."
+        f"class scores {chance:.1%}. Seconds of wall time, training and validation."
     )
     tables = [Table("Accuracy", RESULTS_HEADER, results_rows(runs), note)]
     if seconds:
