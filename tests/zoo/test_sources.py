@@ -46,6 +46,16 @@ def test_idx_files_with_their_labels_beside_them(tmp_path, pixels, labels, packe
     assert images.keys[0] == "t10k-images-idx3-ubyte/0000"
 
 
+def test_an_image_keeps_its_key_when_the_set_grows(tmp_path):
+    keys = []
+    for count in (6, 10_000, 10_002):
+        np.savez(tmp_path / "set.npz", images=np.zeros((count, 1, 1), np.uint8), labels=np.zeros(count, np.int64))
+        keys.append(load_images(tmp_path / "set.npz").keys)
+    assert keys[0] == keys[1][:6] == keys[2][:6]
+    assert keys[1] == keys[2][:10_000]
+    assert keys[2][9_999:] == ("set/9999", "set/10000", "set/10001")
+
+
 def test_npz_bytes_and_floats_agree(tmp_path, pixels, labels):
     np.savez(tmp_path / "bytes.npz", images=pixels, labels=labels)
     np.savez(tmp_path / "floats.npz", images=pixels / 255.0, labels=labels)

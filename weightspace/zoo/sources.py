@@ -220,6 +220,5 @@ def _image_set(images: np.ndarray, labels: np.ndarray, name: str, keys: Sequence
     pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     numbers = torch.from_numpy(labels.astype(np.int64))
-    width = max(4, len(str(len(images) - 1)))
-    default = (f"{name}/{i:0{width}d}" for i in range(len(images)))
+    default = (f"{name}/{i:04d}" for i in range(len(images)))  # whatever the length, so that a set may grow
     return ImageSet(pixels, numbers, tuple(keys) or tuple(default), name)
