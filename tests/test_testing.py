@@ -58,6 +58,22 @@ def test_invariance_fails_for_the_flat_mlp_and_for_one_neuron(traced, weights):
         assert_invariant(lambda w: w["0.bias"].sum(dim=1), weights, SignFlip(traced.layout()))
 
 
+def test_whole_state_dicts_with_whole_numbers_are_taken(generator):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).double()
+    traced = trace(net, torch.zeros(2, 1, 4, 4, dtype=torch.float64))
+    action = permutation_action(traced.weight_space())
+    state = {
+        name: torch.rand(3, *w.shape, generator=generator, dtype=w.dtype) if w.is_floating_point() else w.expand(3)
+        for name, w in net.state_dict().items()
+    }
+    assert state["1.num_batches_tracked"].dtype == torch.int64
+    assert_invariant(build_metanet("statnn", traced.layout(), 3).double().eval(), state, action)
+    with pytest.raises(AssertionError, match="Not invariant"):
+        assert_invariant(lambda w: w["1.running_mean"][:, 0], state, action)
+    with pytest.raises(AssertionError, match="quite different weights"):
+        assert_invariant(lambda w: w["1.num_batches_tracked"], state, action)
+
+
 def test_equivariance_passes_and_fails(traced, weights):
     action = permutation_action(traced.weight_space())
     assert_equivariant(lambda w: {k: v.pow(3) for k, v in w.items()}, weights, action)
