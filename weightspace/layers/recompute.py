@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.utils.checkpoint import checkpoint
 
 from weightspace.graphs.message_passing.func_transforms import is_transformed
@@ -59,4 +60,9 @@ def linear_of(
 
 def _is_recorded(x: Tensor) -> bool:
     """Whether a backward pass may follow that hooks on saved tensors see."""
-    return torch.is_grad_enabled() and x.requires_grad and not is_transformed()
+    return torch.is_grad_enabled() and x.requires_grad and not is_transformed() and not _is_traced(x)
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether there are no numbers to keep: ``torch.export`` and fake tensors. ``torch.compile`` knows of the hooks."""
+    return torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and is_fake(x))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from weightspace.errors import ShapeError
 from weightspace.graphs.message_passing.kernels.edge_lists import KernelEdges
@@ -275,6 +277,9 @@ class SparseEdges:
             raise ShapeError(
                 f"'edge_index' must hold integers of shape (2, E) (got {edge_index.dtype}, {tuple(edge_index.shape)})."
             )
+        if torch.is_inference_mode_enabled() or edge_index.is_inference():  # edges may serve training later
+            with torch.inference_mode(False):
+                return cls.of(edge_index.clone(), num_nodes, num_senders)
         sender, receiver = edge_index.long()
         num_senders = num_nodes if num_senders is None else num_senders
         for name, index, size in (("sender", sender, num_senders), ("receiver", receiver, num_nodes)):
@@ -318,7 +323,7 @@ class SparseEdges:
 
     @cached_property
     def _reversed(self) -> SparseEdges:
-        with torch.inference_mode(False):  # kept for later calls, which may want derivatives
+        with _for_later_calls():
             return SparseEdges.of(torch.stack([self.receiver, self.sender]), self.num_senders, self.num_receivers)
 
     def check(self, edges: Tensor, receivers: Tensor, senders: Tensor) -> None:
@@ -338,7 +343,7 @@ class SparseEdges:
 
     @cached_property
     def _kernel_edges(self) -> KernelEdges:
-        with torch.inference_mode(False):
+        with _for_later_calls():
             colptr, by_sender = self.by_sender
             return KernelEdges.of_lists(self.rowptr, self.sender, colptr, by_sender, self.receiver)
 
@@ -350,9 +355,16 @@ class SparseEdges:
             yield _SparsePiece(part, self.receiver[part], self.sender[part])
 
 
+@contextmanager
+def _for_later_calls() -> Iterator[None]:
+    """Make real tensors whatever this call is for: others may want derivatives of what ``torch.export`` only traces."""
+    with _disable_current_modes(), torch.inference_mode(False):
+        yield
+
+
 @lru_cache(maxsize=64)
 def _sparse(matrices: int, receivers: int, senders: int, device: torch.device) -> SparseEdges:
-    with torch.inference_mode(False):  # kept for later calls, which may want derivatives
+    with _for_later_calls():
         place = torch.arange(matrices * receivers * senders, device=device)
         matrix, sender = place // (receivers * senders), place % senders
         return SparseEdges(place // senders, matrix * senders + sender, matrices * receivers, matrices * senders)
