@@ -105,7 +105,7 @@ def test_columns_that_only_meet_zeros_are_free_in_the_weight_space_and_tied_in_t
     assert not [layer for layer in state.layout().layers if layer.kind == "hidden" and layer.index is None]
 
 
-@pytest.mark.parametrize("name", ["operator", "nft", "unf", "neural_graph"])
+@pytest.mark.parametrize("name", ["operator", "gmn", "nft", "unf", "neural_graph"])
 def test_no_parameter_is_for_running_statistics(name, random_weights):
     """They come back as they are, so that nothing need be learned for them."""
     traced = trace(ResidualCnn(), torch.zeros(2, 2, 6, 6))

@@ -195,7 +195,7 @@ class GraphMetanetwork(Metanet):
         edits = out_features is None
         rounds = [self.carriers] * (config.layers - 1)
         if edits:  # the last round serves the edits alone
-            rounds.append([i for i in self.carriers if layout.blocks[i].view is not None])
+            rounds.append(self._edited(self.carriers))
         self.updates = nn.ModuleList(_EdgeRound(layout, blocks, config) for blocks in rounds)
         parts = len(self.neurons), len(self.carriers)
         self.global_start = nn.Parameter(torch.zeros(1, width)) if config.global_feature else None
@@ -207,14 +207,18 @@ class GraphMetanetwork(Metanet):
         self.embedding_features = self.readout.out_features
         self.head = head(self.embedding_features, config.head_width, out_features, config.head_dropout)
 
+    def _edited(self, numbers: list[int]) -> list[int]:
+        """Those of the blocks that change: of parameters, and no running statistics."""
+        return [i for i in numbers if self.layout.blocks[i].view is not None and i not in self.statistics]
+
     def _make_edits(self, features: list[int]) -> None:
         """Linear maps from the last states to changes of the weights."""
-        config, blocks = self.config, self.layout.blocks
-        edited = [i for i in self.carriers if blocks[i].view is not None]
+        config, blocks, edited = self.config, self.layout.blocks, self._edited(self.carriers)
         self.edge_edits = nn.ModuleDict({str(i): nn.Linear(config.edge_width, self.copies) for i in edited})
-        self.node_edits = nn.ModuleDict(
-            {str(i): NodeEdit(blocks[i], "target", config.width, copies=self.copies) for i in features}
-        )
+        edits = {
+            str(i): NodeEdit(blocks[i], "target", config.width, copies=self.copies) for i in self._edited(features)
+        }
+        self.node_edits = nn.ModuleDict(edits)
         if config.zero_init:
             for module in (*self.edge_edits.modules(), *self.node_edits.modules()):
                 if isinstance(module, nn.Linear):
