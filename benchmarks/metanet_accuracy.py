@@ -7,7 +7,7 @@
 
 Seed ``s`` builds a zoo with seed ``s``, splits it by image with salt ``s`` and trains with seed ``s``. Every run is a
 folder ``OUT/<zoo>/seed<s>/<model>`` (``<model>-plain`` without augmentation) of one process with one thread; finished
-runs are not repeated, stopped ones go on. The table is made of all folders, printed, and written beside this script as
+runs are not repeated, those of another budget are an error, stopped ones go on. The table is made of all folders, printed, and written beside this script as
 ``results/metanet_accuracy.json`` and ``.csv``. The epoch is chosen on validation; test is scored once, at the end, over
 16 sign-flipped copies where augmentation is on (one where signs change nothing, or where that would take as long as
 training). Rates are those of the papers where they train in this time and twice
@@ -72,6 +72,7 @@ ENTRIES = {
     "operator, 1 linear function": Entry("operator", {"heads": 1}, lr=3e-3),
     "operator, 4 functions": Entry("operator", {"heads": 4}, lr=3e-3),
     "operator, 16 functions": Entry("operator", {"heads": 16}, lr=3e-3),
+    "operator, forward only": Entry("operator", {"reverse": False}, lr=3e-3),
     "operator, 1 layer": Entry("operator", {"layers": 1}, lr=3e-3),
     "operator, 5 layers": Entry("operator", {"layers": 5}, lr=3e-3),
     "operator, 64 probes": Entry("operator", {"probes": 64}, lr=3e-3),
@@ -86,6 +87,21 @@ def recipe(zoo: str, seed: int, images: Path | None) -> DigitsInr:
     return DigitsInr(seed=seed, source=str(images), grid=28, copies=1, steps=400, lr=5e-3, steps_per_call=4)
 
 
+def run_folder(folder: Path, name: str, plain: bool) -> Path:
+    """Where a run is kept."""
+    return folder / (f"{name}-plain" if plain else name)
+
+
+def other_budget(out: Path, cpu_seconds: float) -> str | None:
+    """Why a folder cannot hold a run of this budget: it holds a finished one of another."""
+    if not (out / "memory.json").exists():
+        return None
+    found = json.loads((out / "config.json").read_bytes())["train"]["max_cpu_seconds"]
+    if found == cpu_seconds:
+        return None
+    return f"'{out}' holds a finished run of {found:g} CPU seconds, not {cpu_seconds:g}. Give another --out."
+
+
 def run(folder: Path, name: str, plain: bool, seed: int, cpu_seconds: float) -> None:
     """One run, in a process of its own."""
     torch.set_num_threads(1)
@@ -97,7 +113,7 @@ def run(folder: Path, name: str, plain: bool, seed: int, cpu_seconds: float) -> 
         seed=seed,
         augment=() if plain else TrainConfig.augment,
     )
-    out = folder / (f"{name}-plain" if plain else name)
+    out = run_folder(folder, name, plain)
     if (out / "memory.json").exists():
         return
     classify(
@@ -212,9 +228,13 @@ def main() -> None:
     )
     if unknown := sorted(set(names) - set(ENTRIES)):
         parser.error(f"unknown models {unknown}; there are {list(ENTRIES)}")
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
     if not args.table:
+        for out in (run_folder(args.out / args.zoo / f"seed{s}", n, args.plain) for s in seeds for n in names):
+            if reason := other_budget(out, args.cpu_seconds):
+                parser.error(reason)
         context = multiprocessing.get_context("spawn")
-        for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for seed in seeds:
             folder = args.out / args.zoo / f"seed{seed}"
             build(recipe(args.zoo, seed, args.images), folder / "zoo", title=f"{args.zoo} INRs", workers=args.processes)
             with ProcessPoolExecutor(args.processes, mp_context=context, max_tasks_per_child=1) as pool:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from tests.architectures.zoo import ARCHITECTURES
 from tests.metanets.conftest import LAYOUTS, SMALL
+from weightspace.errors import SpecError
 from weightspace.graphs import trace
 from weightspace.layers.block_roles import odd_layers
 from weightspace.metanets import OperatorNet, build_metanet
@@ -100,7 +101,9 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", MOVABLE)
-@pytest.mark.parametrize("options", [{}, {"wide_from": 2, "chunk": 5}], ids=["kept", "streamed_wide"])
+@pytest.mark.parametrize(
+    "options", [{}, {"wide_from": 2, "chunk": 5}, {"reverse": False}], ids=["kept", "streamed_wide", "forward_only"]
+)
 def test_new_weights_move_with_the_old_ones(name, options, random_weights, permute_action):
     layout = LAYOUTS[name]
     assert_equivariant(_build(layout, None, **options), random_weights(layout), permute_action(name, layout))
@@ -113,6 +116,18 @@ def test_an_edit_that_numbers_its_neurons_is_caught(random_weights, permute_acti
     edit.forward = lambda *a: forward(*a) + torch.linspace(-1, 1, 6, dtype=torch.float64).view(1, 1, 1, 6, 1, 1)
     with pytest.raises(AssertionError, match="Not equivariant"):
         assert_equivariant(net, random_weights(siren), permute_action("siren", siren))
+
+
+@pytest.mark.parametrize("reverse", [True, False])
+def test_messages_run_forward_alone_where_asked(reverse, siren, random_weights):
+    """An early weight then changes the same whatever comes behind it."""
+    net, weights = _build(siren, None, reverse=reverse), random_weights(siren)
+    later = {k: w + torch.randn_like(w) if k == "layers.1.weight" else w for k, w in weights.items()}
+    same = [torch.equal(net(weights)[k], net(later)[k]) for k in ("layers.0.weight", "layers.2.weight")]
+    assert same == [not reverse, False]
+    if not reverse:
+        with pytest.raises(SpecError, match="'chunk' must be None or 0 for reverse=False .got 5"):
+            _build(siren, None, reverse=False, chunk=5)
 
 
 @pytest.mark.parametrize("copies", [1, 3])

@@ -52,6 +52,7 @@ class OperatorNetConfig:
             sine); ``"scale"``, positive factors of neurons behind ReLU and its relatives; ``"auto"``, both;
             ``"permutation"``, nothing.
         executor: ``"blocks"``, or ``"sparse"`` (edges with indices: same numbers, slower).
+        reverse: Whether messages run against the forward pass too. Without them functions are never streamed.
     """
 
     width: int = 64
@@ -68,6 +69,7 @@ class OperatorNetConfig:
     chunk: int | None = None
     symmetry: Symmetry = "permutation"
     executor: Executor = "blocks"
+    reverse: bool = True
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % self.heads:
@@ -83,6 +85,8 @@ class OperatorNetConfig:
                 f"'probes' must be 0 for symmetry='{self.symmetry}' (got {self.probes}): probe features are added to "
                 "states, which do not change with the neuron as they do. Take symmetry='permutation' to read them."
             )
+        if self.chunk and not self.reverse:
+            raise SpecError(f"'chunk' must be None or 0 for reverse=False (got {self.chunk}), which streams nothing.")
         if self.chunk is not None and self.chunk < 0:
             raise SpecError(f"'chunk' must be None, 0 or a number of edges (got {self.chunk}).")
 
@@ -171,6 +175,7 @@ class OperatorNet(Metanet):
                     config.layers,
                     units=config.function_units,
                     parity="odd" if any(self._ends_are_odd(i)) else "none",
+                    reverse=config.reverse,
                 )
                 for i in roles.operators
             }
@@ -198,6 +203,7 @@ class OperatorNet(Metanet):
                 width=config.width,
                 dropout=config.dropout,
                 odd=self.odd,
+                sides=("target", "source") if config.reverse else ("target",),
             )
             for m in range(config.layers)
         )

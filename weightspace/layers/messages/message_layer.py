@@ -107,6 +107,7 @@ class MessageLayer(nn.Module):
         width: ``C``, channels per node.
         dropout: Rate inside the node MLP.
         odd: Names of the layers whose states change sign with the neuron.
+        sides: Ends of the blocks to which states travel.
 
     Shape:
         - states: ``{node layer: (B, n, C)}``, or ``(1, n, C)`` where all networks share them; functions:
@@ -123,12 +124,13 @@ class MessageLayer(nn.Module):
         width: int,
         dropout: float = 0.0,
         odd: Collection[str] = (),
+        sides: Sequence[Side] = SIDES,
     ) -> None:
         super().__init__()
         self.carriers, self.messages = tuple(carriers), nn.ModuleDict()
         received: dict[str, list[Side]] = {name: [] for name in written}
         norms = list(written)
-        for to in SIDES:
+        for to in sides:
             ends = [getattr(layout.blocks[i], to) for i in carriers]
             for i, end in zip(carriers, ends, strict=True):
                 if end in received:

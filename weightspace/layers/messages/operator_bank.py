@@ -27,26 +27,36 @@ class OperatorBank(nn.Module):
         rounds: Number of rounds.
         units: Hidden units, shared by all functions.
         parity: Of the functions.
+        reverse: Whether there are functions for the backward direction; without them nothing is streamed.
 
     Shape:
         - values: ``(B, G, O, I, K)``; output: per round ``(forward, backward)``, each ``(heads, B, G, O, I)``, or a
           :class:`~weightspace.layers.messages.streamed_operator.StreamedOperator`.
     """
 
-    def __init__(self, block: EdgeBlock, heads: int, rounds: int, *, units: int = 32, parity: Parity = "none") -> None:
+    def __init__(
+        self,
+        block: EdgeBlock,
+        heads: int,
+        rounds: int,
+        *,
+        units: int = 32,
+        parity: Parity = "none",
+        reverse: bool = True,
+    ) -> None:
         super().__init__()
-        self.heads, self.rounds = heads, rounds
+        self.heads, self.rounds, self.ways = heads, rounds, 1 + reverse
         self.edges, self.rectangle = block.groups * block.out * block.inputs, block.out * block.inputs
-        self.functions = EdgeFunctions(block.positions, heads, 2 * rounds, hidden=units, parity=parity)
+        self.functions = EdgeFunctions(block.positions, heads, self.ways * rounds, hidden=units, parity=parity)
 
     @property
     def floats(self) -> int:
         """Numbers per network that are kept where functions are not streamed."""
-        return self.edges * (2 * self.rounds * self.heads + self.functions.hidden)
+        return self.edges * (self.ways * self.rounds * self.heads + self.functions.hidden)
 
     def worth_streaming(self, batch: int) -> bool:
         """Whether streaming saves memory."""
-        return batch * self.floats > _STREAMED_FLOATS and self.rectangle >= _SMALLEST_STREAM
+        return self.ways == 2 and batch * self.floats > _STREAMED_FLOATS and self.rectangle >= _SMALLEST_STREAM
 
     def forward(
         self,
@@ -60,7 +70,7 @@ class OperatorBank(nn.Module):
         """The operators of every round, streamed (``chunk`` edges at a time, by default what fits a cache) or kept."""
         if not stream:
             sets = self.functions(values, mean, std)
-            return list(zip(sets[::2], sets[1::2], strict=True))
+            return list(zip(sets[:: self.ways], sets[self.ways - 1 :: self.ways], strict=True))
         units, mix, read = self.functions.matrices(std)
         return [
             StreamedOperator(values, mean, FunctionMatrices(units, *rows), self.heads, chunk)
