@@ -233,3 +233,37 @@ def test_edges_without_channels_go_in_pieces():
     half = len(seen) // 2
     assert half > 1
     assert seen[:half] == seen[half:]
+
+
+@pytest.mark.parametrize("piece", [0, 7, 1000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_totals_of_short_numbers_count_every_edge(dtype, piece):
+    """4,000 equal edges: a bfloat16 total of ones would stop at 256, and of sevens run wild. All numbers are exact."""
+    index = torch.stack([torch.arange(4000) % 8, torch.zeros(4000, dtype=torch.long)])
+    topologies: Any = [SparseEdges.of(index, 1, 8), BlockEdges(1, 500, 8), BlockEdges(1, 1, 4000)]
+    for topology in topologies:
+        if isinstance(topology, SparseEdges):
+            shape, nodes, of_one, to_one = (4000,), [(1,), (8,)], 4000, 500
+        else:
+            shape = (1, topology.receivers, topology.senders)
+            nodes, of_one, to_one = [shape[:2], (1, shape[2])], topology.senders, topology.receivers
+        edges = torch.ones(*shape, 1, dtype=dtype)
+        receivers, senders = (torch.ones(*n, 1, dtype=dtype, requires_grad=True) for n in nodes)
+        weight = torch.ones(1, dtype=dtype, requires_grad=True)
+        passed = run(
+            lambda e, i, j, w: Sent(e * i * j * w, None, e * 0 * i), topology, edges, receivers, senders, [weight],
+            to_receivers=("sum", "square", "max", "softmax"), to_senders=True, piece=piece,
+        )  # fmt: skip
+        found = passed.receivers
+        for name in ("sum", "square", "total", "weighted"):
+            assert found[name].dtype == dtype
+            assert (found[name] == of_one).all(), name
+        assert passed.senders.dtype == dtype
+        assert (passed.senders == to_one).all()
+        gradients = torch.autograd.grad(found["sum"].sum(), [receivers, senders, weight], retain_graph=True)
+        assert all(g.dtype == dtype for g in gradients)
+        assert [float(g.unique()) for g in gradients] == [of_one, to_one, 4000]
+        if piece:
+            (tied,) = torch.autograd.grad(found["max"].sum(), senders)
+            expected = to_one / of_one  # every receiver shares 1 among its edges
+            torch.testing.assert_close(tied.double(), torch.full_like(tied, expected).double(), rtol=0.02, atol=0)

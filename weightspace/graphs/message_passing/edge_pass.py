@@ -17,7 +17,7 @@ from weightspace.graphs.message_passing.func_transforms import is_func_grad, is_
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.message import Message, Passed, Sent
 from weightspace.graphs.message_passing.pull import Pull, count_ties
-from weightspace.graphs.message_passing.reductions import EXTREMA, REDUCTIONS, Reduced
+from weightspace.graphs.message_passing.reductions import EXTREMA, REDUCTIONS, Reduced, total_type
 from weightspace.graphs.message_passing.topology import Piece, Topology, state_shape
 
 __all__ = ["Executor", "edge_pass"]
@@ -222,6 +222,10 @@ class _Call:
         axis = self.topology.channel_axis
         return state_shape(places.shape[:-1] if axis else places.shape[1:], like.shape[axis], axis)
 
+    def _zeros_at(self, senders: Tensor, value: Tensor) -> Tensor:
+        """No value summed yet."""
+        return value.new_zeros(self._shape(senders, value), dtype=total_type(value.dtype))
+
     def _reduced(self, tensors: Sequence[Tensor]) -> Reduced:
         """Nothing reduced yet."""
         axis, receivers = self.topology.channel_axis, tensors[1]
@@ -243,9 +247,10 @@ class _Call:
                 reduced.add(piece, sent.value, sent.score)
                 if self.to_senders:
                     if at_senders is None:
-                        at_senders = sent.value.new_zeros(self._shape(senders, sent.value))
+                        at_senders = self._zeros_at(senders, sent.value)
                     piece.add_to_senders(at_senders, sent.value)
-        return states, *(reduced.values.get(name) for name in self.names()[1:-1]), at_senders
+        at_senders = None if at_senders is None or sent.value is None else at_senders.to(sent.value.dtype)
+        return states, *map(reduced.result, self.names()[1:-1]), at_senders
 
     def whole(self, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """All edges at once, as torch differentiates it (twice, too)."""
@@ -257,9 +262,10 @@ class _Call:
         if sent.value is not None:
             reduced.add(piece, sent.value, sent.score)
             if self.to_senders:
-                at_senders = sent.value.new_zeros(self._shape(senders, sent.value))
-                piece.add_to_senders(at_senders, sent.value)
-        return sent.state, *(reduced.values.get(name) for name in self.names()[1:-1]), at_senders
+                total = self._zeros_at(senders, sent.value)
+                piece.add_to_senders(total, sent.value)
+                at_senders = total.to(sent.value.dtype)
+        return sent.state, *map(reduced.result, self.names()[1:-1]), at_senders
 
     def backward(
         self,
@@ -273,16 +279,20 @@ class _Call:
         on_edges = [0, *range(3, 3 + self.more_edges)]
         found = [
             # pieces write all of what belongs to edges
-            (torch.empty(x.shape, dtype=x.dtype, device=x.device) if k in on_edges else torch.zeros_like(x))
+            (
+                torch.empty(x.shape, dtype=x.dtype, device=x.device)
+                if k in on_edges
+                else torch.zeros_like(x, dtype=total_type(x.dtype))
+            )
             if need
             else None
             for k, (x, need) in enumerate(zip(tensors, needed, strict=True))
         ]
-        ties = {how: torch.zeros_like(saved[how]) for how in EXTREMA if how in on}
+        ties = {how: torch.zeros_like(x, dtype=total_type(x.dtype)) for how, x in saved.items() if how in on}
         if ties and not self.topology.has_whole_rows:
             for piece in self.topology.pieces(count):
                 count_ties(ties, piece, saved, self.sent(self.at(piece, tensors)).value)
-            on = on | {how: on[how] / number.clamp(min=1) for how, number in ties.items()}
+            on = on | {how: (on[how] / number.clamp(min=1)).to(on[how].dtype) for how, number in ties.items()}
         for piece in self.topology.pieces(count):
             slots = [None if x is None else piece.edges(x) for x in (found[k] for k in on_edges)]
             pull = Pull(piece, saved, on, ties, self.topology.has_whole_rows, slots[0])
@@ -300,7 +310,7 @@ class _Call:
                     piece.add_to_senders(total, gradient)
                 else:
                     total.add_(gradient)
-        return found
+        return [None if x is None else x.to(tensor.dtype) for x, tensor in zip(found, tensors, strict=True)]
 
     def _pull(self, pull: Pull, needed: Sequence[bool], *arguments: Tensor) -> list[Tensor | None]:
         """Derivatives of one piece, by torch."""

@@ -98,7 +98,7 @@ class Pull:
             is_extreme, share = _is_extreme(value, piece.receivers(self.saved[how])), piece.receivers(on[how])
             if self.count_ties:
                 piece.add_to_receivers(number, is_extreme)
-                share = share / piece.receivers(number).clamp(min=1)
+                share = (share / piece.receivers(number).clamp(min=1)).to(share.dtype)
             total.addcmul_(is_extreme, share)
         if "weighted" in on and weight is not None:
             total += by_head(weight, piece.receivers(on["weighted"]))

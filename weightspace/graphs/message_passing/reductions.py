@@ -9,10 +9,15 @@ from torch import Tensor
 
 from weightspace.graphs.message_passing.topology import Extremum, Piece, state_shape
 
-__all__ = ["EXTREMA", "REDUCTIONS", "Reduced"]
+__all__ = ["EXTREMA", "REDUCTIONS", "Reduced", "total_type"]
 
 REDUCTIONS = ("sum", "square", "max", "min", "softmax")
 EXTREMA: dict[str, Extremum] = {"max": "amax", "min": "amin"}
+
+
+def total_type(dtype: torch.dtype) -> torch.dtype:
+    """Of running totals of such numbers: short ones would lose a digit per piece."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 @dataclass
@@ -26,13 +31,18 @@ class Reduced:
         wanted: Some of :data:`REDUCTIONS`.
         nodes: Shape of the receivers without channels.
         channel_axis: Where states have their channels, -1 or 0; softmax needs them last.
-        values: By name.
+        values: By name; totals of short numbers in float32.
     """
 
     wanted: tuple[str, ...]
     nodes: tuple[int, ...]
     channel_axis: int = -1
     values: dict[str, Tensor] = field(default_factory=dict)
+    types: dict[str, torch.dtype] = field(default_factory=dict)
+
+    def result(self, name: str) -> Tensor | None:
+        """A reduction in the type of what was sent, ``None`` if there is none."""
+        return self.values[name].to(self.types[name]) if name in self.values else None
 
     def add(self, piece: Piece, value: Tensor, score: Tensor | None) -> None:
         """Take in what a piece sends."""
@@ -61,7 +71,7 @@ class Reduced:
         sent = by_head(weight, value)
         weighted = self._of("weighted", sent, 0.0)
         if begun is not None and before is not None:
-            shrink = (before - finite(top.index_select(0, begun))).exp()
+            shrink = (before.to(total.dtype) - finite(top.index_select(0, begun))).exp()
             total.index_copy_(0, begun, total.index_select(0, begun) * shrink)
             weighted.index_copy_(0, begun, by_head(shrink, weighted.index_select(0, begun)))
         piece.add_to_receivers(total, weight)
@@ -70,7 +80,9 @@ class Reduced:
     def _of(self, name: str, like: Tensor, start: float) -> Tensor:
         if name not in self.values:
             shape = state_shape(self.nodes, like.shape[self.channel_axis], self.channel_axis)
-            self.values[name] = like.new_full(shape, start)
+            self.types[name] = like.dtype
+            is_total = name not in (*EXTREMA, "top")
+            self.values[name] = like.new_full(shape, start, dtype=total_type(like.dtype) if is_total else like.dtype)
         return self.values[name]
 
 

@@ -48,7 +48,7 @@ class Piece(Protocol):
         ...
 
     def add_to_receivers(self, total: Tensor, sent: Tensor) -> None:
-        """Add what is sent at the receivers, in place."""
+        """Add what is sent at the receivers, in place; totals may be longer numbers."""
         ...
 
     def add_to_senders(self, total: Tensor, sent: Tensor) -> None:
@@ -227,10 +227,10 @@ class _SparsePiece:
         return x.index_select(0, self.sender)
 
     def add_to_receivers(self, total: Tensor, sent: Tensor) -> None:
-        total.index_add_(0, self.receiver, sent)
+        total.index_add_(0, self.receiver, sent.to(total.dtype))
 
     def add_to_senders(self, total: Tensor, sent: Tensor) -> None:
-        total.index_add_(0, self.sender, sent)
+        total.index_add_(0, self.sender, sent.to(total.dtype))
 
     def extreme_to_receivers(self, extreme: Tensor, sent: Tensor, how: Extremum) -> None:
         index = self.receiver.unsqueeze(1).expand(-1, sent.shape[1])
