@@ -7,11 +7,11 @@
 
 Seed ``s`` builds a zoo with seed ``s``, splits it by image with salt ``s`` and trains with seed ``s``. Every run is a
 folder ``OUT/<zoo>/seed<s>/<model>`` (``<model>-plain`` without augmentation) of one process with one thread; finished
-runs are not repeated, those of another budget are an error, stopped ones go on. The table is made of all folders, printed, and written beside this script as
-``results/metanet_accuracy.json`` and ``.csv``. The epoch is chosen on validation; test is scored once, at the end, over
-16 sign-flipped copies where augmentation is on (one where signs change nothing, or where that would take as long as
-training). Rates are those of the papers where they train in this time and twice
-or half of them where validation (seed 0) said so.
+runs are not repeated, those of another budget are an error, stopped ones go on. The table is made of all folders,
+printed, and written beside this script as ``results/metanet_accuracy.json`` and ``.csv``. The epoch is chosen on
+validation; test is scored once, at the end, over 16 sign-flipped copies where augmentation is on (one where signs
+change nothing, or where that would take as long as training). Rates are those of the papers where they train in this
+time and twice or half of them where validation (seed 0) said so.
 """
 
 from __future__ import annotations
