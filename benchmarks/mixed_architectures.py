@@ -5,8 +5,8 @@
 
 Builds the zoo ``mixed-classifiers`` (24 architectures of four families: MLP, CNN, ResNet, transformer; 160 networks of
 each, half an hour of one core), trains one metanetwork of each kind on the training networks of all architectures
-together for the same processor time, and scores the test networks. Runs that are there are not repeated, stopped ones
-go on. The baseline is gradient boosting on statistics
+together for the same processor time, and scores the test networks. Runs that are there are not repeated, those of
+another budget are an error, stopped ones go on. The baseline is gradient boosting on statistics
 of the weight and bias tensors (after Unterthiner et al. 2020, who read one architecture): seven statistics of first,
 last and, by mean and extremes, of all weight and bias tensors, with family, numbers of tensors and of parameters.
 Epochs are chosen on validation; test networks are scored once per run. Writes ``results/mixed_architectures.json``.
@@ -98,6 +98,9 @@ def run(model: str, seed: int, splits: dict[str, list[LabelledWeights]], kinds: 
     folder = args.out / f"seed{seed}" / model
     path = folder / "results.json"
     if path.exists():
+        budget = json.loads(path.read_bytes()).get("budget_cpu_seconds")
+        if budget not in (None, args.cpu_seconds):
+            raise SystemExit(f"'{folder}' holds a run of {budget:g} CPU seconds. Give another --out.")
         return
     folder.mkdir(parents=True, exist_ok=True)
     of_row = np.concatenate([[k] * len(g) for k, g in zip(kinds, splits["test"], strict=True)])
@@ -136,6 +139,7 @@ def run(model: str, seed: int, splits: dict[str, list[LabelledWeights]], kinds: 
         parameters = sum(p.numel() for p in net.parameters())
         record |= {"parameters": parameters, "epochs": len(result.epochs), "best_epoch": result.best_epoch}
         record |= {"seconds": result.seconds, "cpu_seconds": result.cpu_seconds}
+        record["budget_cpu_seconds"] = args.cpu_seconds
     record["test"] = scores(answers, targets, of_row)
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(model, seed, {k: {n: round(f, 3) for n, f in v.items()} for k, v in record["test"].items()}, flush=True)
