@@ -9,7 +9,7 @@ import torch
 
 from weightspace.graphs import BlockLayout
 from weightspace.graphs.block_layout import EdgeBlock
-from weightspace.graphs.message_passing import BlockEdges, EdgeMlp, ModulatedMessage, Sent, edge_pass
+from weightspace.graphs.message_passing import BlockEdges, EdgeMlp, ModulatedMessage, Sent, edge_pass, softmax_mean
 from weightspace.layers.messages.operator_bank import OperatorBank
 from weightspace.metanets import build_metanet
 
@@ -107,3 +107,15 @@ def test_metanetworks_step_inside_autocast(name, options, monkeypatch):
     assert gradients
     assert all(g.isfinite().all() for g in gradients)
     assert all(w.grad is not None for w in weights.values())
+
+
+def test_autocast_rounds_no_softmax_weights_and_knows_no_meta_device():
+    generator = torch.Generator().manual_seed(0)
+    total, weighted = torch.rand(5, 2, generator=generator) + 1, torch.randn(5, 4, generator=generator)
+    expected = softmax_mean({"total": total, "weighted": weighted})
+    with autocast():
+        found = softmax_mean({"total": total, "weighted": weighted})
+    assert torch.equal(found, expected)
+    tensors: Any = [x.detach().to("meta") for x in draw((2, 3, 4, 4), (2, 3, 4), (2, 4, 4), (4, 4))]
+    passed = edge_pass(EdgeMlp(), BlockEdges(2, 3, 4), tensors[0], tensors[1], tensors[2], tensors[3:])
+    assert passed.receivers["sum"].shape == (2, 3, 4)

@@ -267,3 +267,25 @@ def test_totals_of_short_numbers_count_every_edge(dtype, piece):
             (tied,) = torch.autograd.grad(found["max"].sum(), senders)
             expected = to_one / of_one  # every receiver shares 1 among its edges
             torch.testing.assert_close(tied.double(), torch.full_like(tied, expected).double(), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("sizes", [(0, 3, 4), (2, 3, 0), (2, 0, 4)])
+def test_kernels_take_rectangles_without_edges(sizes):
+    matrices, rows, columns = sizes
+    tensors = draw((matrices, rows, columns, 4), (matrices, rows, 4), (matrices, columns, 4))
+    passed = run(EdgeMlp(), BlockEdges(*sizes), *tensors, draw((4, 4), (3, 4)), to_senders=True, executor="kernels")
+    assert passed.states.shape == (*sizes, 3)
+    assert passed.senders.shape == (matrices, columns, 4)
+    assert passed.receivers["sum"].shape == (matrices, rows, 4)
+
+
+@pytest.mark.parametrize(
+    ("message", "shapes"), [(EdgeMlp(), [(4, 4)]), (ModulatedMessage(), [(8, 4), (8,)])], ids=["mlp", "modulated"]
+)
+def test_kernels_refuse_second_derivatives_and_say_where_they_are(message, shapes):
+    edges, receivers, senders = tensors_of()
+    senders.requires_grad_()
+    passed = run(message, BLOCKS, edges, receivers, senders, draw(*shapes), executor="kernels")
+    (once,) = torch.autograd.grad(passed.receivers["sum"].sin().sum(), senders, create_graph=True)
+    with pytest.raises(SpecError, match="no derivatives of second order. Pass executor='pieces'"):
+        torch.autograd.grad(once.sin().sum(), senders)

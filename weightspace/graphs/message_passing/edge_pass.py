@@ -63,7 +63,8 @@ def edge_pass(
         parameters: Further arguments of the message that derivatives are taken of; those of a module are added.
         more_edges: Further states of the edges, which the message gets between the ends and the parameters.
         to_receivers: Reductions at the receivers: ``sum``, ``square`` (sum of squares), ``max``, ``min`` (infinite
-            where no edge arrives; equal extrema share the derivative evenly) and ``softmax``.
+            where no edge arrives; equal extrema share the derivative evenly) and ``softmax``, whose derivatives of
+            ``weighted`` or ``total`` alone hold ``top`` fixed.
         to_senders: Sum at the senders too.
         piece: Edges at a time; 0 for all at once with everything kept for backward. By default the pieces fit the
             cache, and graphs of one piece are gone through at once.
@@ -194,7 +195,7 @@ class _Call:
             return None
 
         def shaped(x: Tensor, places: Tensor) -> Tensor:
-            return x.view(*places.movedim(axis, -1).shape[:-1], -1).movedim(-1, axis)
+            return x.view(*places.movedim(axis, -1).shape[:-1], x.shape[-1]).movedim(-1, axis)
 
         return Passed(
             None if passed.states is None else shaped(passed.states, edges),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from weightspace.graphs.message_passing.autocast import without_autocast
 from weightspace.graphs.message_passing.topology import Extremum, Piece, state_shape
 
 __all__ = ["EXTREMA", "REDUCTIONS", "Reduced", "total_type"]
@@ -111,12 +112,16 @@ def spread_heads(weight: Tensor, width: int, factor: float = 1.0) -> Tensor:
 
     A product with a matrix of ones takes half the time of a broadcast along a few channels.
     """
-    return (weight.flatten(0, -2) @ _heads(weight.shape[-1], width, weight, factor).T).view(*weight.shape[:-1], width)
+    with without_autocast(weight.device.type):  # which would round what is only repeated
+        spread = weight.flatten(0, -2) @ _heads(weight.shape[-1], width, weight, factor).T
+    return spread.view(*weight.shape[:-1], width)
 
 
 def sum_by_head(value: Tensor, heads: int, factor: float = 1.0) -> Tensor:
     """Sums over the channels of every head, times a factor; ``(*, width)`` gives ``(*, heads)``."""
-    return (value.flatten(0, -2) @ _heads(heads, value.shape[-1], value, factor)).view(*value.shape[:-1], heads)
+    with without_autocast(value.device.type):
+        sums = value.flatten(0, -2) @ _heads(heads, value.shape[-1], value, factor)
+    return sums.view(*value.shape[:-1], heads)
 
 
 def _heads(heads: int, width: int, like: Tensor, factor: float) -> Tensor:

@@ -102,7 +102,7 @@ class _Joined(torch.autograd.Function):
 
 
 def _rows_of(x: Tensor, rows: Rows) -> tuple[Tensor, ...]:
-    return tuple(x[r] if isinstance(r, slice) else x.index_select(0, r) for r in rows)
+    return tuple(x[r] if isinstance(r, slice) else x.index_select(0, r.to(x.device)) for r in rows)
 
 
 def _take(x: Tensor, rows: Rows) -> tuple[Tensor, ...]:
@@ -121,7 +121,7 @@ def _add(total: Tensor, rows: slice | Tensor, values: Tensor) -> None:
     if isinstance(rows, slice):
         total[rows].add_(values)
     else:
-        total.index_add_(0, rows, values)
+        total.index_add_(0, rows.to(total.device), values)
 
 
 def sparse_wires(edge_index: Tensor, num_nodes: int) -> Wires:

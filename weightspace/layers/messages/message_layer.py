@@ -177,7 +177,8 @@ class MessageLayer(nn.Module):
         recompute = any(isinstance(operator, StreamedOperator) for operator in functions.values())
         for name, messages in received.items():
             columns = [normed[name], *(messages[to] for to in SIDES if to in messages)]
-            # what is kept where functions are streamed is mostly the inside of these networks, and they cost little
+            # what is kept where functions are streamed is mostly the inside of these networks, and they cost little;
+            # parameters that are changed between forward and backward are read as they are then, unnoticed
             change = (
                 checkpoint(self._update, name, *columns, use_reentrant=False)
                 if recompute

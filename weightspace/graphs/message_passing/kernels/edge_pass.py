@@ -14,6 +14,7 @@ from weightspace.graphs.message_passing.autocast import without_autocast
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.kernels.batching import fold, one_by_one
 from weightspace.graphs.message_passing.kernels.edge_lists import KernelEdges
+from weightspace.graphs.message_passing.kernels.refusal import refuse_second_order
 
 __all__ = ["ACTIVATIONS", "edge_pass"]
 
@@ -194,6 +195,7 @@ def _differentiate(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
 
 
 _pass.register_autograd(_differentiate, setup_context=_keep)
+_pass_backward.register_autograd(refuse_second_order)
 
 
 @_pass.register_vmap

@@ -14,6 +14,7 @@ from weightspace.graphs.message_passing.autocast import without_autocast
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.kernels.batching import one_by_one
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists, KernelEdges
+from weightspace.graphs.message_passing.kernels.refusal import refuse_second_order
 from weightspace.graphs.message_passing.kernels.segment_reduce import segment_reduce
 
 __all__ = ["FilmParameters", "film_pass", "product_pass"]
@@ -230,6 +231,7 @@ def _differentiate(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
 
 
 _film.register_autograd(_differentiate, setup_context=_keep)
+_film_backward.register_autograd(refuse_second_order)
 
 
 @_film.register_vmap

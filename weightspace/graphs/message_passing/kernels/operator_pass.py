@@ -12,6 +12,7 @@ from weightspace.errors import ShapeError
 from weightspace.graphs.message_passing.autocast import without_autocast
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.kernels.batching import fold, one_by_one
+from weightspace.graphs.message_passing.kernels.refusal import refuse_second_order
 
 __all__ = ["MOST", "operator_fits", "operator_pass"]
 
@@ -152,6 +153,7 @@ def _differentiate(ctx: Any, g_rows: Tensor, g_columns: Tensor) -> tuple[Tensor 
 
 
 _operator.register_autograd(_differentiate, setup_context=_keep)
+_operator_backward.register_autograd(refuse_second_order)
 
 
 @_operator.register_vmap

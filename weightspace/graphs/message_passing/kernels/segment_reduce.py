@@ -11,6 +11,7 @@ from torch import Tensor
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists
+from weightspace.graphs.message_passing.kernels.refusal import refuse_second_order
 
 __all__ = ["REDUCTIONS", "segment_reduce"]
 
@@ -137,6 +138,7 @@ def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, list[
 
 
 _reduce.register_autograd(_differentiate, setup_context=_keep)
+_reduce_backward.register_autograd(refuse_second_order)
 
 
 @_reduce.register_vmap

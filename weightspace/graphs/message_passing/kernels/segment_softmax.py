@@ -11,6 +11,7 @@ from torch import Tensor
 from weightspace.errors import ShapeError
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists
+from weightspace.graphs.message_passing.kernels.refusal import refuse_second_order
 
 __all__ = ["segment_softmax"]
 
@@ -145,6 +146,7 @@ def _differentiate(ctx: Any, _: Tensor, g_total: Tensor, g_weighted: Tensor) -> 
 
 
 _softmax.register_autograd(_differentiate, setup_context=_keep)
+_softmax_backward.register_autograd(refuse_second_order)
 
 
 def _as_channels(info: Any, in_dims: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
