@@ -113,7 +113,7 @@ def test_no_parameter_is_for_running_statistics(name, random_weights):
     torch.manual_seed(0)
     net = build_metanet(name, traced, None, {"width": 8, "layers": 2}).double()
     edited = net(weights)
-    sum(value.square().sum() for value in edited.values()).backward()
+    torch.stack([value.square().sum() for value in edited.values()]).sum().backward()
     assert [k for k, p in net.named_parameters() if p.grad is None] == []
 
 
