@@ -169,7 +169,7 @@ def table(out: Path, described: dict[str, Any]) -> None:
             for figure in ("r2", "kendall_tau", "mae"):
                 values = [r["test"][family][figure] for r in results]
                 spread = statistics.stdev(values) if len(values) > 1 else None
-                row[f"{family}_{figure}"] = {"mean": statistics.mean(values), "spread": spread}
+                row[f"{family}_{figure}"] = {"mean": statistics.mean(values), "spread": spread, "seeds": values}
         rows.append(row)
         size = "" if row["parameters"] is None else f"{row['parameters']:,}"
         epochs = "" if row["epochs"] is None else f"{row['epochs']:.0f}"
