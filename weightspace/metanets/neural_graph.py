@@ -26,9 +26,8 @@ class NeuralGraphNetConfig:
         layers: Rounds of message passing, with an edge update between two rounds.
         frequencies: Fourier features of a parameter.
         frequency_scale: Standard deviation of their frequencies, in turns per standard deviation of the parameter. The
-            paper's 3 is for long training on weights without noise: noise of a tenth of a deviation moves what an
-            untrained metanetwork reads by three quarters of the way to another network. 0.1 to 0.3 reads more at the
-            start.
+            paper's 3 is for long training on weights without noise; short training reads more with 0.1
+            (``benchmarks/metanet_accuracy.py``).
         reverse: Whether messages run against the forward pass too.
         readout: ``"outputs"`` (output nodes side by side), ``"mean"`` or ``"max"`` over all nodes.
         head_width, head_layers: Hidden units of the head, and its number of linear maps.
