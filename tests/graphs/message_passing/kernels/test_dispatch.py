@@ -109,7 +109,8 @@ find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: None if name == "triton" else find(name, *a)
 import torch
 from weightspace.graphs.message_passing.kernels import KernelEdges, segment_reduce
-import weightspace.graphs.message_passing.kernels.message_triton
+import weightspace.graphs.message_passing.kernels.message_backward_triton
+import weightspace.graphs.message_passing.kernels.message_forward_triton
 import weightspace.graphs.message_passing.kernels.operator_triton
 edges = KernelEdges.of_rectangles(1, 2, 3)
 assert segment_reduce(torch.ones(6, 1), edges.rows)[0].tolist() == [[3.0], [3.0]]

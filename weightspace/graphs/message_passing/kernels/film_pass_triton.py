@@ -7,12 +7,9 @@ from torch import Tensor
 
 from weightspace.graphs.message_passing.kernels.edge_lists import KernelEdges
 from weightspace.graphs.message_passing.kernels.film_pass import FilmParameters
-from weightspace.graphs.message_passing.kernels.message_triton import (
-    Gradients,
-    Messages,
-    message_backward,
-    message_forward,
-)
+from weightspace.graphs.message_passing.kernels.message_backward_triton import Gradients, message_backward
+from weightspace.graphs.message_passing.kernels.message_forward_triton import message_forward
+from weightspace.graphs.message_passing.kernels.message_triton import Messages
 from weightspace.graphs.message_passing.kernels.segment_reduce_triton import reduce_forward
 
 __all__ = ["film_backward", "film_forward"]
