@@ -37,6 +37,8 @@ from weightspace.zoo.build import build
 from weightspace.zoo.recipes import DigitsInr
 
 RESULTS = Path(__file__).parent / "results"
+EARLY = 2
+"""The epoch after which validation is compared: what models learn from equal data, whatever a step costs."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ ENTRIES = {
     "gmn": Entry("gmn"),
     "dws": Entry("dws"),
     "nfn, 4 x 64": Entry("nfn", {"width": 64, "layers": 4, "head_width": 128, "head_layers": 1}, lr=1e-3),
+    "nfn, 4 x 64, batch norm": Entry(
+        "nfn",
+        {"width": 64, "layers": 4, "norm": "batch", "head_width": 128, "head_layers": 1, "head_dropout": 0.0},
+        lr=2e-3,
+    ),
     "nft, 4 x 64": Entry("nft", {"width": 64}, lr=1e-3, views=1),
     "unf": Entry("unf", lr=3e-3),
     "neural_graph": Entry("neural_graph", lr=2e-3),
@@ -138,12 +145,13 @@ def rows(out: Path) -> list[dict[str, Any]]:
         config = json.loads((path.parent / "config.json").read_bytes())["train"]
         epochs = json.loads((path.parent / "metrics.json").read_bytes())
         result |= json.loads(path.read_bytes()) | {"to_best": epochs[result["best_epoch"] - 1]["cpu_seconds"]}
+        result["early"] = epochs[EARLY - 1]["val_accuracy"] if len(epochs) >= EARLY else None
         name, _, plain = path.parent.name.partition("-plain")
         key = (path.parts[-4], name, not plain and bool(config["augment"]), config["max_cpu_seconds"])
         found.setdefault(key, []).append(result)
     table = []
     for (zoo, name, augmented, budget), runs in found.items():
-        test = [r["test"]["accuracy"] for r in runs]
+        test, early = [r["test"]["accuracy"] for r in runs], [r["early"] for r in runs]
         row = {
             "zoo": zoo,
             "model": name,
@@ -156,6 +164,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
             "test_spread": statistics.stdev(test) if len(test) > 1 else None,
             "vote_accuracy": statistics.mean(r["test"]["vote_accuracy"] for r in runs),
             "val_accuracy": statistics.mean(r["val"]["accuracy"] for r in runs),
+            f"val_accuracy_epoch_{EARLY}": None if None in early else statistics.mean(early),
             "epochs": statistics.mean(r["epochs"] for r in runs),
             "cpu_seconds_to_best": statistics.mean(r["to_best"] for r in runs),
             "peak_mib": statistics.mean(r["peak_bytes"] for r in runs) / 2**20,
@@ -179,14 +188,17 @@ def show(table: list[dict[str, Any]]) -> None:
 
 def _show(rows: list[dict[str, Any]]) -> None:
     print(
-        "| metanetwork | parameters | CPU s | seeds | per INR, % | vote, % | validation, % | epochs | best at | MiB |"
+        "| metanetwork | parameters | CPU s | seeds | per INR, % | vote, % | validation, % "
+        f"| after {EARLY} epochs | epochs | best at | MiB |"
     )
-    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    print("|---" + "|--:" * 10 + "|")
     for r in rows:
         spread = "" if r["test_spread"] is None else f" ± {100 * r['test_spread']:.1f}"
         cells = [r["model"], f"{r['parameters']:,}", f"{r['budget_cpu_seconds']:.0f}", r["seeds"]]
         cells += [f"{100 * r['test_accuracy']:.1f}{spread}", f"{100 * r['vote_accuracy']:.1f}"]
-        cells += [f"{100 * r['val_accuracy']:.1f}", f"{r['epochs']:.0f}", f"{r['cpu_seconds_to_best']:.0f}"]
+        early = r[f"val_accuracy_epoch_{EARLY}"]
+        cells += [f"{100 * r['val_accuracy']:.1f}", "" if early is None else f"{100 * early:.1f}"]
+        cells += [f"{r['epochs']:.0f}", f"{r['cpu_seconds_to_best']:.0f}"]
         print(f"| {' | '.join(map(str, cells))} | {r['peak_mib']:.0f} |")
 
 
