@@ -88,7 +88,7 @@ def test_the_folder_holds_everything(run):
     folder, result = run
     assert {p.name.split("-")[0] for p in folder.iterdir()} == {
         *("checkpoint", "checkpoint.json", "resume", "resume.json", "config.json", "results.json"),
-        *("metrics.json", "metrics.csv", "predictions.parquet", "embedding.npz"),
+        *("metrics.json", "metrics.csv", "predictions.parquet", "embedding.npz", ".lock"),
     }
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(result.to_json()))
     config = json.loads((folder / "config.json").read_text())

@@ -176,7 +176,7 @@ def test_the_model_learns_and_the_files_tell_it(train_model, tmp_path):
     wanted = {"epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"}
     assert set(result.epochs[0]) == wanted | {"seconds", "cpu_seconds"}
     names = {path.name.split("-")[0] for path in tmp_path.iterdir()}
-    assert names == {"checkpoint", "checkpoint.json", "resume", "resume.json", "metrics.json", "metrics.csv"}
+    assert names == {"checkpoint", "checkpoint.json", "resume", "resume.json", "metrics.json", "metrics.csv", ".lock"}
 
 
 def test_the_kept_parameters_are_the_best_on_validation(train_model, data, tmp_path):

@@ -22,6 +22,7 @@ from weightspace.training.data import Batches
 from weightspace.training.history import write_metrics
 from weightspace.training.objective import Objective
 from weightspace.training.pipeline import Pipeline, device_of, predict, seeded
+from weightspace.training.run_lock import only_writer
 from weightspace.training.schedule import ParameterAverage, learning_rate_factor
 from weightspace.zoo.files import sweep
 
@@ -78,26 +79,18 @@ def fit(
         progress: Show a progress bar.
 
     Raises:
-        CheckpointError: ``run_dir`` holds a run of another configuration or model, or a damaged one.
+        CheckpointError: ``run_dir`` holds a run of another configuration or model, or a damaged one, or another
+            process trains in it.
         DivergedError: the loss became infinite or not a number.
     """
     run_dir = Path(run_dir)
     run = _Run(model, train, val, config, run_dir, objective, dict(record), pipeline or Pipeline())
-    sweep(run_dir)
-    if has_checkpoint(run_dir, "resume"):
-        run.restore()
-    steps = -(-len(train) // config.batch_size) * config.epochs
-    pause = 0.1 if sys.stderr.isatty() else 15.0  # seconds between updates; a log file wants few lines
-    with tqdm(
-        total=steps, initial=run.step, unit="step", desc=run_dir.name, disable=not progress, mininterval=pause
-    ) as bar:
-        while not run.finished:
-            run.train_epoch(bar)
-            run.close_epoch()
-            figures = run.history[-1]
-            shown = {k: f"{figures[k]:.3f}" for k in ("val_loss", "val_accuracy", "val_r2") if k in figures}
-            bar.set_postfix(shown, refresh=False)
-    best, head = read_checkpoint(run_dir, "checkpoint")
+    with only_writer(run_dir):
+        sweep(run_dir)
+        if has_checkpoint(run_dir, "resume"):
+            run.restore()
+        run.finish(progress)
+        best, head = read_checkpoint(run_dir, "checkpoint")
     model.load_state_dict(best)
     model.eval()
     return FitResult(run.history, head["epoch"], run.seconds, run.cpu_seconds)
@@ -138,6 +131,25 @@ class _Run:
         """Whether the budget is used up, or patience is."""
         patience = self.config.patience
         return self._progress(self.seconds, self.cpu_seconds) >= 1 or 0 < patience <= self.epoch - self.best_epoch
+
+    def finish(self, progress: bool) -> None:
+        """Train to the end, showing a bar where ``progress``."""
+        steps = -(-len(self.train) // self.config.batch_size) * self.config.epochs
+        pause = 0.1 if sys.stderr.isatty() else 15.0  # seconds between updates; a log file wants few lines
+        with tqdm(
+            total=steps,
+            initial=self.step,
+            unit="step",
+            desc=self.run_dir.name,
+            disable=not progress,
+            mininterval=pause,
+        ) as bar:
+            while not self.finished:
+                self.train_epoch(bar)
+                self.close_epoch()
+                figures = self.history[-1]
+                shown = {k: f"{figures[k]:.3f}" for k in ("val_loss", "val_accuracy", "val_r2") if k in figures}
+                bar.set_postfix(shown, refresh=False)
 
     def train_epoch(self, bar: tqdm) -> None:
         """One pass over the training split; appends its figures to ``history``."""
