@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
 ARGS ?=
+BENCH ?= roofline message_passing
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ help:
 	@echo "make demo    build a zoo of digit INRs, train metanetworks on it, write runs/demo/index.html"
 	@echo "make test    run the test suite (WORKERS=$(WORKERS) processes)"
 	@echo "make lint    ruff and pyright on the package and its tests"
-	@echo "make bench   run every benchmark once, results under benchmarks/results"
+	@echo "make bench   run benchmarks (BENCH=\"$(BENCH)\"), results under benchmarks/results"
 	@echo "make docs    build the documentation into site/, warnings are errors"
 
 demo: $(VENV)/.installed-cli
@@ -34,7 +35,7 @@ format: $(VENV)/.installed-dev
 	@$(BIN)/ruff format weightspace tests benchmarks examples
 
 bench: $(VENV)/.installed-test
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+	@set -e; for name in $(BENCH); do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py $(ARGS); done
 
 docs: $(VENV)/.installed-docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
