@@ -43,7 +43,7 @@ import torch
 from benchmarks.engine.process import ALLOCATORS, Process
 from benchmarks.peers.case import CASES
 from benchmarks.peers.pairs import Pair, Row, pairs
-from benchmarks.peers.table import markdown
+from benchmarks.peers.table import by_allocator, in_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "metanet_speed.json"
@@ -221,10 +221,13 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=16.0, help="GiB a model may take")
     parser.add_argument("--out", type=Path, default=RESULT, help="file of results")
     parser.add_argument("--resume", action="store_true", help="leave out what the file of results has")
-    parser.add_argument("--markdown", action="store_true", help="print the table of the file, measure nothing")
+    parser.add_argument(
+        "--markdown", choices=["allocators", "pairs"], help="print a table of the file, measure nothing"
+    )
     args = parser.parse_args()
     if args.markdown:
-        print(markdown(rows_in(args.out)))
+        known = rows_in(args.out)
+        print(by_allocator(known) if args.markdown == "allocators" else in_pairs(known, args.threads))
         return
     began = time.time()
     for allocator in args.allocators:
