@@ -170,8 +170,8 @@ def test_scores_of_minus_infinity_are_edges_that_are_not_there(piece):
 def test_on_a_device_the_softmax_is_one_walk(monkeypatch):
     """Where kernels are the default: taken for the softmax alone, not for what the walk does not give."""
     module, taken = sys.modules[AttentionMessage.__module__], []
-    original = module.segment_softmax
-    monkeypatch.setattr(module, "segment_softmax", lambda *args: taken.append(1) or original(*args))
+    original = module.relational_attention
+    monkeypatch.setattr(module, "relational_attention", lambda *args: taken.append(1) or original(*args))
     monkeypatch.setattr(sys.modules[edge_pass.__module__], "takes", lambda *tensors: True)
     topology, tensors = SparseEdges.of(torch.tensor([[0, 1, 0], [0, 0, 2]]), 3, 2), tensors_of(3, 3, 2)
     found = run(MESSAGE, topology, tensors)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from weightspace.errors import SpecError
 from weightspace.graphs.message_passing.func_transforms import is_transformed
-from weightspace.graphs.message_passing.kernels import KernelEdges, segment_softmax
+from weightspace.graphs.message_passing.kernels import KernelEdges, relational_attention
 from weightspace.graphs.message_passing.message import Passed, Sent
 from weightspace.graphs.message_passing.pull import Pull
 from weightspace.graphs.message_passing.reductions import spread_heads, sum_by_head
@@ -136,12 +136,8 @@ class AttentionMessage:
         to_receivers: tuple[str, ...],
         to_senders: bool,
     ) -> Passed | None:
-        """The pass on flat tensors, for the softmax alone: scores and values of all edges, then one walk."""
+        """The pass on flat tensors, for the softmax alone."""
         if to_senders or to_receivers != ("softmax",):
             return None
-        to, origin = topology.ends()
-        sent = self(edges, receivers.index_select(0, to), senders.index_select(0, origin), weight, bias)
-        assert sent.value is not None
-        assert sent.score is not None
-        names = ("top", "total", "weighted")
-        return Passed(None, dict(zip(names, segment_softmax(sent.score, sent.value, topology.rows), strict=True)), None)
+        found = relational_attention(edges, weight, bias, receivers, senders, topology, self.heads, self.scale)
+        return Passed(None, dict(zip(("top", "total", "weighted"), found, strict=True)), None)

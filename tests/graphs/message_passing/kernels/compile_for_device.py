@@ -14,6 +14,7 @@ from triton.runtime.jit import JITFunction
 
 from tests.graphs.message_passing.kernels.graphs import GRAPHS
 from weightspace.graphs.message_passing.kernels import tuning
+from weightspace.graphs.message_passing.kernels.attention_pass_triton import attention_backward, attention_forward
 from weightspace.graphs.message_passing.kernels.edge_pass_triton import pass_backward, pass_forward
 from weightspace.graphs.message_passing.kernels.film_pass import FilmParameters
 from weightspace.graphs.message_passing.kernels.film_pass_triton import film_backward, film_forward
@@ -35,7 +36,7 @@ def compile_only(self, *args, grid, warmup=False, num_warps=4, num_stages=3, **k
         elif isinstance(value, torch.Tensor):
             signature[parameter.name], attributes[(place,)] = TYPES[value.dtype], [["tt.divisibility", 16]]
         else:
-            signature[parameter.name] = "i32"
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
     source = ASTSource(fn=self, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": num_warps, "num_stages": num_stages}
     made = compile_kernel(source, target=GPUTarget("cuda", 90, 32), options=options)
@@ -74,6 +75,15 @@ def operators(positions, heads, hidden, depth, dtype):
     operator_backward(*operator_forward(*inputs), *inputs)
 
 
+def attentions(edges, channels, heads, depth, dtype):
+    width = heads * depth
+    shapes = [(edges.num_edges, channels), (4 * width, channels), (width,)]
+    shapes += [(edges.rows.num_owners, width), (edges.columns.num_owners, 2 * width)]
+    inputs = [torch.randn(shape).to(dtype) for shape in shapes]
+    top, *sums = attention_forward(inputs, edges, heads, 0.5)
+    attention_backward(sums, top, inputs, edges, heads, 0.5)
+
+
 def softmaxes(edges, heads, depth, dtype):
     scores, values = (
         torch.randn(edges.num_edges, heads).to(dtype),
@@ -96,6 +106,7 @@ def main():
     edge_networks(rectangles, 64, 64, torch.bfloat16)
     films(hub, 16, 32, torch.float32)
     softmaxes(hub, 3, 12, torch.bfloat16)
+    attentions(hub, 16, 3, 12, torch.bfloat16)
     operators(1, 8, 32, 8, torch.float32)
     if "--all" in sys.argv:
         for channels, hidden in [(1, 32), (64, 64), (128, 128), (200, 256)]:
@@ -106,6 +117,10 @@ def main():
         for heads, depth in [(1, 1), (4, 16), (8, 32), (1, 256)]:
             for dtype in (torch.float32, torch.bfloat16):
                 softmaxes(rectangles, heads, depth, dtype)
+        for channels, heads, depth in [(1, 1, 1), (32, 4, 16), (64, 8, 8), (128, 4, 32), (200, 2, 128), (64, 1, 256)]:
+            for dtype in (torch.float32, torch.bfloat16):
+                for edges in (rectangles, hub):
+                    attentions(edges, channels, heads, depth, dtype)
         for sizes in [(9, 16, 32, 16), (49, 8, 64, 32)]:
             operators(*sizes, torch.bfloat16)
             operators(*sizes, torch.float32)

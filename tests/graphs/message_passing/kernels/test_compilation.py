@@ -28,6 +28,7 @@ def test_every_kernel_compiles_and_fits(tmp_path):
     assert {k["kernel"].split(".")[0] for k in kernels} == {
         "segment_reduce_triton",
         "segment_softmax_triton",
+        "attention_pass_triton",
         "message_backward_triton",
         "message_forward_triton",
         "operator_triton",

@@ -19,7 +19,7 @@ from weightspace.graphs.message_passing.kernels import (
 )
 from weightspace.graphs.message_passing.kernels.available import takes
 
-MODULES = ("edge_pass", "film_pass", "operator_pass", "segment_reduce", "segment_softmax")
+MODULES = ("attention_pass", "edge_pass", "film_pass", "operator_pass", "segment_reduce", "segment_softmax")
 
 
 def run_edges(edges, drawn):
@@ -109,6 +109,7 @@ find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: None if name == "triton" else find(name, *a)
 import torch
 from weightspace.graphs.message_passing.kernels import KernelEdges, segment_reduce
+import weightspace.graphs.message_passing.kernels.attention_pass_triton
 import weightspace.graphs.message_passing.kernels.message_backward_triton
 import weightspace.graphs.message_passing.kernels.message_forward_triton
 import weightspace.graphs.message_passing.kernels.operator_triton

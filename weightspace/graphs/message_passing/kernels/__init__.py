@@ -1,5 +1,6 @@
 """Message passing as operators of torch: Triton kernels on CUDA, the same equations in plain torch elsewhere."""
 
+from weightspace.graphs.message_passing.kernels.attention_pass import relational_attention
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists, KernelEdges
 from weightspace.graphs.message_passing.kernels.edge_pass import edge_pass
 from weightspace.graphs.message_passing.kernels.film_pass import FilmParameters, film_pass, product_pass
@@ -19,6 +20,7 @@ __all__ = [
     "operator_pass",
     "pin_kernel_choices",
     "product_pass",
+    "relational_attention",
     "segment_reduce",
     "segment_softmax",
 ]

@@ -11,7 +11,7 @@ from weightspace.graphs.message_passing.kernels.language import dot, piece_of, p
 from weightspace.graphs.message_passing.kernels.message_triton import Messages, launch_message, message_of, rounded
 from weightspace.graphs.message_passing.kernels.segment_reduce_triton import join
 
-__all__ = ["Gradients", "message_backward"]
+__all__ = ["Gradients", "back", "message_backward"]
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def _product(
 
 
 @triton.jit
-def _back(
+def back(
     g, weight_ptr, h, has_h, c, IN: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr
 ):  # fmt: skip
     """Gradient of hidden units to the values a linear map read."""
@@ -134,9 +134,9 @@ def _backward(
                 if HIDDEN <= BLOCK_H:
                     for c0 in tl.static_range(0, IN, BLOCK_C):
                         c = c0 + tl.arange(0, BLOCK_C)
-                        d_edge = _back(d_edge_term, weight_ptr, h, has_h, c, IN, PRECISION, WIDEN)
+                        d_edge = back(d_edge_term, weight_ptr, h, has_h, c, IN, PRECISION, WIDEN)
                         if HAS_SHIFT:
-                            d_edge += _back(g, shift_ptr, h, has_h, c, IN, PRECISION, WIDEN)
+                            d_edge += back(g, shift_ptr, h, has_h, c, IN, PRECISION, WIDEN)
                         to = edge[:, None] * IN + c[None, :]
                         in_edges = valid[:, None] & (c < IN)[None, :]
                         tl.store(d_edges_ptr + to, d_edge.to(d_edges_ptr.dtype.element_ty), mask=in_edges)

@@ -13,7 +13,7 @@ from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists
 from weightspace.graphs.message_passing.kernels.refusal import refuse_second_order
 
-__all__ = ["segment_softmax"]
+__all__ = ["segment_softmax", "softmax_gradients", "wide"]
 
 
 def segment_softmax(
@@ -70,7 +70,8 @@ def _by_head(weights: Tensor, values: Tensor) -> Tensor:
     return (values.unflatten(-1, (weights.shape[-1], -1)) * weights.unsqueeze(-1)).flatten(-2)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """Numbers as they are summed."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -87,7 +88,7 @@ def _softmax(
         from weightspace.graphs.message_passing.kernels.segment_softmax_triton import softmax_forward
 
         return softmax_forward(scores, values, lists)
-    owner, s, v = lists.owners(len(scores)), _wide(scores), _wide(values)
+    owner, s, v = lists.owners(len(scores)), wide(scores), wide(values)
     top = s.new_full((lists.num_owners, s.shape[1]), -torch.inf)
     top = top.scatter_reduce(0, owner[:, None].expand_as(s), s, "amax")
     weights = _weights(s, top.index_select(0, owner))
@@ -102,20 +103,21 @@ def _softmax(
     schema="(Tensor g_total, Tensor g_weighted, Tensor scores, Tensor values, Tensor top, Tensor[] index, int[] sizes) "
     "-> (Tensor, Tensor)",
 )
-def _softmax_backward(
+def softmax_gradients(
     g_total: Tensor, g_weighted: Tensor, scores: Tensor, values: Tensor, top: Tensor, index: Sequence[Tensor],
     sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of scores and values, the maxima held fixed."""
     lists = EdgeLists.unpacked(index, sizes)
     if takes(g_total, g_weighted, scores, values, top):
         from weightspace.graphs.message_passing.kernels.segment_softmax_triton import softmax_backward
 
         return softmax_backward(g_total, g_weighted, scores, values, top, lists)
     owner, heads = lists.owners(len(scores)), scores.shape[1]
-    weights = _weights(_wide(scores), _wide(top).index_select(0, owner))
-    sent = _wide(g_weighted).index_select(0, owner)
-    reached = (sent * _wide(values)).unflatten(-1, (heads, values.shape[1] // heads)).sum(-1)
-    d_scores = weights * (_wide(g_total).index_select(0, owner) + reached)
+    weights = _weights(wide(scores), wide(top).index_select(0, owner))
+    sent = wide(g_weighted).index_select(0, owner)
+    reached = (sent * wide(values)).unflatten(-1, (heads, values.shape[1] // heads)).sum(-1)
+    d_scores = weights * (wide(g_total).index_select(0, owner) + reached)
     return d_scores.to(scores.dtype), _by_head(weights, sent).to(values.dtype)
 
 
@@ -125,7 +127,7 @@ def _(scores: Tensor, values: Tensor, index: Sequence[Tensor], sizes: Sequence[i
     return scores.new_empty(rows, heads), scores.new_empty(rows, heads), values.new_empty(rows, values.shape[1])
 
 
-@_softmax_backward.register_fake
+@softmax_gradients.register_fake
 def _(
     g_total: Tensor, g_weighted: Tensor, scores: Tensor, values: Tensor, top: Tensor, index: Sequence[Tensor],
     sizes: Sequence[int],
@@ -141,12 +143,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _differentiate(ctx: Any, _: Tensor, g_total: Tensor, g_weighted: Tensor) -> tuple[Tensor, Tensor, list[None], None]:
     scores, values, top, *index = ctx.saved_tensors
-    d_scores, d_values = _softmax_backward(g_total, g_weighted, scores, values, top, index, ctx.sizes)
+    d_scores, d_values = softmax_gradients(g_total, g_weighted, scores, values, top, index, ctx.sizes)
     return d_scores, d_values, [None] * len(index), None
 
 
 _softmax.register_autograd(_differentiate, setup_context=_keep)
-_softmax_backward.register_autograd(refuse_second_order)
+softmax_gradients.register_autograd(refuse_second_order)
 
 
 def _as_channels(info: Any, in_dims: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -165,7 +167,7 @@ def _(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, 
     return tuple(x.unflatten(1, (info.batch_size, -1)) for x in outputs), (1, 1, 1)
 
 
-@_softmax_backward.register_vmap
+@softmax_gradients.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-    outputs = _softmax_backward(*_as_channels(info, in_dims[:5], inputs[:5]), *inputs[5:])
+    outputs = softmax_gradients(*_as_channels(info, in_dims[:5], inputs[:5]), *inputs[5:])
     return tuple(x.unflatten(1, (info.batch_size, -1)) for x in outputs), (1, 1)

@@ -11,39 +11,47 @@ from weightspace.graphs.message_passing.kernels.language import on_device, piece
 from weightspace.graphs.message_passing.kernels.segment_reduce_triton import SPAN, walk
 from weightspace.graphs.message_passing.kernels.tuning import alternatives, launch
 
-__all__ = ["softmax_backward", "softmax_forward"]
+__all__ = [
+    "join_softmax",
+    "softmax_backward",
+    "softmax_forward",
+    "start_softmax",
+    "store_softmax",
+    "take",
+    "weight_of",
+]
 
 
 @triton.jit
-def _weight(score, top):
+def weight_of(score, top):
     """``exp(score - top)``, and 0 of what is left out, where ``top`` may be no number to subtract."""
     return tl.exp(score - tl.where(score == float("-inf"), 0.0, top))
 
 
 @triton.jit
-def _take(top, total, weighted, score, count, value):
+def take(top, total, weighted, score, count, value):
     """Running softmax of every lane after one more value of weight ``count exp(score)``; shapes ``(E, H[, D])``."""
     now = tl.maximum(top, score)
-    shrink = _weight(top, now)
-    weight = _weight(score, now)
+    shrink = weight_of(top, now)
+    weight = weight_of(score, now)
     total = total * shrink + weight * count
     return now, total, weighted * shrink[:, :, None] + weight[:, :, None] * value
 
 
 @triton.jit
-def _start(BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr):
+def start_softmax(BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr):
     """Nothing taken yet."""
     top = tl.full((BLOCK_E, BLOCK_H), float("-inf"), tl.float32)
     return top, tl.zeros((BLOCK_E, BLOCK_H), tl.float32), tl.zeros((BLOCK_E, BLOCK_H, BLOCK_D), tl.float32)
 
 
 @triton.jit
-def _store(
+def store_softmax(
     top_ptr, total_ptr, weighted_ptr, slot, top, total, weighted, h, d, HEADS: tl.constexpr, DEPTH: tl.constexpr
 ):
     """Bring the lanes of a program together and write them."""
     highest = tl.max(top, axis=0)
-    shrink = _weight(top, highest[None, :])
+    shrink = weight_of(top, highest[None, :])
     has_h = h < HEADS
     at = slot * HEADS + h
     if tl.program_id(2) == 0:  # once for all channels
@@ -69,7 +77,7 @@ def _forward(
             start, end, row, slot = piece_of(
                 p, start_ptr, end_ptr, row_ptr, slot_ptr, num_owners, LENGTH, PIECE, BLOCKS
             )
-            top, total, weighted = _start(BLOCK_E, BLOCK_H, BLOCK_D)
+            top, total, weighted = start_softmax(BLOCK_E, BLOCK_H, BLOCK_D)
             for k0 in range(start, end, BLOCK_E):
                 k = k0 + tl.arange(0, BLOCK_E)
                 valid = k < end
@@ -81,8 +89,8 @@ def _forward(
                 score = tl.load(scores_ptr + at, mask=mask, other=float("-inf")).to(tl.float32)
                 in_values = mask[:, :, None] & (d < DEPTH)[None, None, :]
                 value = tl.load(values_ptr + at[:, :, None] * DEPTH + d[None, None, :], mask=in_values, other=0.0)
-                top, total, weighted = _take(top, total, weighted, score, 1.0, value.to(tl.float32))
-            _store(top_ptr, total_ptr, weighted_ptr, slot, top, total, weighted, h, d, HEADS, DEPTH)
+                top, total, weighted = take(top, total, weighted, score, 1.0, value.to(tl.float32))
+            store_softmax(top_ptr, total_ptr, weighted_ptr, slot, top, total, weighted, h, d, HEADS, DEPTH)
 
 
 @triton.jit
@@ -94,7 +102,7 @@ def _join(
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     end = tl.load(parts_ptr + n + 1)
-    top, total, weighted = _start(BLOCK_E, BLOCK_H, BLOCK_D)
+    top, total, weighted = start_softmax(BLOCK_E, BLOCK_H, BLOCK_D)
     for k0 in range(tl.load(parts_ptr + n), end, BLOCK_E):
         k = (k0 + tl.arange(0, BLOCK_E)).to(tl.int64)
         at = k[:, None] * HEADS + h[None, :]
@@ -103,9 +111,9 @@ def _join(
         count = tl.load(total_ptr + at, mask=mask, other=0.0)
         in_values = mask[:, :, None] & (d < DEPTH)[None, None, :]
         value = tl.load(weighted_ptr + at[:, :, None] * DEPTH + d[None, None, :], mask=in_values, other=0.0)
-        top, total, weighted = _take(top, total, weighted, score, count, value)
+        top, total, weighted = take(top, total, weighted, score, count, value)
     row = tl.load(hub_ptr + n).to(tl.int64)
-    _store(top_ptr, total_ptr, weighted_ptr, row, top, total, weighted, h, d, HEADS, DEPTH)
+    store_softmax(top_ptr, total_ptr, weighted_ptr, row, top, total, weighted, h, d, HEADS, DEPTH)
 
 
 @triton.jit
@@ -136,7 +144,7 @@ def _backward(
                 at = edge[:, None] * HEADS + h[None, :]
                 mask = valid[:, None] & has_h[None, :]
                 score = tl.load(scores_ptr + at, mask=mask, other=float("-inf")).to(tl.float32)
-                weight = _weight(score, top[None, :])
+                weight = weight_of(score, top[None, :])
                 reached = tl.zeros((BLOCK_E, BLOCK_H), tl.float32) + g_total[None, :]
                 for d0 in tl.static_range(0, DEPTH, BLOCK_D):
                     d = d0 + tl.arange(0, BLOCK_D)
@@ -176,20 +184,34 @@ def _launch(
             launch(name, run, options, alternatives(options), (len(values), lists.count), values.dtype)
 
 
+def join_softmax(
+    top: Tensor,  # shape: (num_owners + parts, heads)
+    total: Tensor,  # likewise
+    weighted: Tensor,  # shape: (num_owners + parts, heads * d)
+    lists: EdgeLists,
+) -> None:
+    """Bring the parts of hubs together, in order, in place."""
+    heads = top.shape[1]
+    depth = weighted.shape[1] // heads
+    tiles = _tiles(heads, depth)
+    cuts = max(1, triton.cdiv(depth, tiles["BLOCK_D"]))
+    if len(lists.hub):
+        with on_device(top):
+            _join[(len(lists.hub), triton.cdiv(heads, tiles["BLOCK_H"]), cuts)](
+                top, total, weighted, lists.hub, lists.hub_ptr, **tiles, BLOCK_E=16
+            )
+
+
 def softmax_forward(scores: Tensor, values: Tensor, lists: EdgeLists) -> tuple[Tensor, Tensor, Tensor]:
     """Maxima, sums of weights and of weighted values at every node."""
     scores, values, heads = scores.contiguous(), values.contiguous(), scores.shape[1]
     depth, rows = values.shape[1] // heads, lists.num_owners + lists.parts
     top, total = (scores.new_empty(rows, heads, dtype=torch.float32) for _ in range(2))
     weighted = values.new_empty(rows, heads * depth, dtype=torch.float32)
-    tiles, parts = _tiles(heads, depth), [top, total, weighted]
+    tiles = _tiles(heads, depth)
     cuts = max(1, triton.cdiv(depth, tiles["BLOCK_D"]))
-    _launch("softmax_forward", _forward, [scores, values, *parts], values, lists, tiles, cuts)
-    if len(lists.hub):
-        with on_device(values):
-            _join[(len(lists.hub), triton.cdiv(heads, tiles["BLOCK_H"]), cuts)](
-                *parts, lists.hub, lists.hub_ptr, **tiles, BLOCK_E=16
-            )
+    _launch("softmax_forward", _forward, [scores, values, top, total, weighted], values, lists, tiles, cuts)
+    join_softmax(top, total, weighted, lists)
     nodes = lists.num_owners
     return top[:nodes].to(scores.dtype), total[:nodes].to(scores.dtype), weighted[:nodes].to(values.dtype)
 
