@@ -147,6 +147,41 @@ def test_mixed_batches_of_edits_and_their_records(make, siren, random_weights):
     assert "weights" in net.extra_repr()
 
 
+@pytest.mark.parametrize("kind", [SharedOperatorNet, SharedGraphMetanetwork])
+def test_copies_differ_and_each_is_equivariant(kind, siren, random_weights):
+    deep = BlockLayout.mlp([3, 4, 4, 4, 2])
+    net = kind([siren, deep], None, copies=3).double().eval()
+    groups = [(deep, random_weights(deep, 2)), (siren, {k: w[:0] for k, w in random_weights(siren).items()})]
+    edited, nothing = net(groups)
+    assert {k: w.shape for k, w in edited.items()} == {k: (2, 3, *shape) for k, shape in deep.shapes}
+    assert {k: w.shape for k, w in nothing.items()} == {k: (0, 3, *shape) for k, shape in siren.shapes}
+    assert all((w[:, 0] - w[:, k]).abs().max() > 1e-6 for w in edited.values() for k in (1, 2))
+    order = torch.tensor([2, 0, 3, 1])  # of the neurons behind the first layer
+    names = [name for name, _ in deep.shapes]
+
+    def moved(weights, axis):
+        first, bias, second = (
+            name for name in names if name.startswith(("layers.0", "layers.1")) and "1.bias" not in name
+        )
+        new = {
+            **weights,
+            first: weights[first].index_select(axis, order),
+            bias: weights[bias].index_select(axis, order),
+        }
+        return {**new, second: weights[second].index_select(axis + 1, order)}
+
+    again = net([(deep, moved(groups[0][1], 1))])[0]
+    for name, value in moved(edited, 2).items():
+        torch.testing.assert_close(again[name], value, rtol=1e-10, atol=1e-12)
+    assert (again[names[0]] - edited[names[0]]).abs().max() > 1e-3
+    copy = shared_metanet_from_json(json.loads(json.dumps(net.to_json()))).double().eval()
+    copy.load_state_dict(net.state_dict())
+    assert all(torch.equal(copy(groups)[0][k], w) for k, w in edited.items())
+    assert torch.equal(net(groups[1:])[0]["layers.0.weight"], nothing["layers.0.weight"])
+    with pytest.raises(SpecError, match="'copies' must be at least 1, and 1 where vectors are returned .got 2"):
+        kind([siren], 3, copies=2)
+
+
 def test_of_architectures_only_the_latest_are_kept(make, random_weights):
     layouts = [BlockLayout.mlp([2, n, 1]) for n in (3, 4, 5)]
     net, groups = make(layouts, 2), [(layout, random_weights(layout, 2)) for layout in layouts]

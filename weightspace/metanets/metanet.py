@@ -20,7 +20,7 @@ from weightspace.layers.blocks import (
     tensor_shapes,
 )
 from weightspace.layers.standardise import Standardise
-from weightspace.metanets.options import check_config, is_number
+from weightspace.metanets.options import check_answer, check_config
 
 __all__ = ["Metanet"]
 
@@ -72,12 +72,9 @@ class Metanet(nn.Module, ABC):
                 "build_metanet, which picks the right view."
             )
         check_config(config, name)
-        if out_features is not None and (not is_number(out_features) or out_features < 1):
-            raise SpecError(f"'out_features' must be a positive number, or None for weights (got {out_features!r}).")
+        check_answer(out_features, copies)
         if out_features is None and type(self)._edits is Metanet._edits:
             self._edits({}, {}, {})
-        if not is_number(copies) or copies < 1 or (copies > 1 and out_features is not None):
-            raise SpecError(f"'copies' must be at least 1, and 1 where vectors are returned (got {copies!r}).")
         self.architecture, self.out_features, self.config, self.copies = architecture, out_features, config, copies
         self.standardise = Standardise(architecture)
         if out_features is None:

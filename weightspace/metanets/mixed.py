@@ -24,7 +24,7 @@ from weightspace.layers.mixed.shared_readout import SharedReadout
 from weightspace.layers.mixed.shared_standardise import SharedStandardise
 from weightspace.layers.readout import head
 from weightspace.metanets.mixed_config import SharedGraphMetanetworkConfig, SharedOperatorNetConfig
-from weightspace.metanets.options import check_config, config_from, is_number
+from weightspace.metanets.options import check_answer, check_config, config_from
 
 __all__ = [
     "Group",
@@ -62,10 +62,12 @@ class SharedMetanet(nn.Module, ABC):
         architectures: Whose types get parameters of their own.
         out_features: Numbers returned per network; ``None`` to return weights.
         config: Options.
+        copies: Where weights are returned, how many versions of each network (Dayan et al. 2026).
 
     Shape:
         - input: groups of networks, each of one architecture; output: ``(number of networks, out_features)``, in the
-          order of the groups; or a state dict per group.
+          order of the groups; or a state dict per group, of tensors ``(B, *parameter shape)``, with ``copies`` above 1
+          ``(B, copies, *parameter shape)``.
 
     Attributes:
         kept_plans: Architectures whose numbers and indices are kept; of more, the one read longest ago goes.
@@ -86,15 +88,19 @@ class SharedMetanet(nn.Module, ABC):
     kind: Literal["invariant", "equivariant"] = "invariant"
     kept_plans: int = 128
     padding: int = 2048
-    edits: SharedEdits
+    edits: nn.ModuleList
 
     def __init__(
-        self, architectures: Sequence[BlockLayout] | RelationTypes, out_features: int | None, config: Any
+        self,
+        architectures: Sequence[BlockLayout] | RelationTypes,
+        out_features: int | None,
+        config: Any,
+        *,
+        copies: int = 1,
     ) -> None:
         super().__init__()
         check_config(config, type(self).__name__)
-        if out_features is not None and (not is_number(out_features) or out_features < 1):
-            raise SpecError(f"'out_features' must be a positive number, or None for weights (got {out_features!r}).")
+        check_answer(out_features, copies)
         if not isinstance(architectures, RelationTypes):
             if not architectures:
                 raise SpecError(
@@ -103,7 +109,7 @@ class SharedMetanet(nn.Module, ABC):
             if wrong := [type(x).__name__ for x in architectures if not isinstance(x, BlockLayout)]:
                 raise SpecError(f"'architectures' must be layouts (got {wrong}). Pass trace(module, *inputs).layout().")
             architectures = RelationTypes.of(architectures)
-        self.types, self.out_features, self.config = architectures, out_features, config
+        self.types, self.out_features, self.config, self.copies = architectures, out_features, config, copies
         relations, nodes, width = len(self.types.relations), len(self.types.nodes), config.width
         self.standardise = SharedStandardise(relations, config.normalisation)
         self.start = Bank(nodes, torch.randn(width))
@@ -121,6 +127,11 @@ class SharedMetanet(nn.Module, ABC):
         self.readout = SharedReadout(width)
         self.embedding_features = self.readout.out_features
         self.head = head(self.embedding_features, config.head_width, out_features, config.head_dropout)
+
+    def _make_edits(self, heads: int, units: int) -> None:
+        """One module per version of the weights; all read the same states."""
+        relations, width = len(self.types.relations), self.config.width
+        self.edits = nn.ModuleList(SharedEdits(relations, width, heads, units) for _ in range(self.copies))
 
     def plan(self, layout: BlockLayout) -> SharedPlan:
         """Numbers and indices of one architecture, made the first time it is read."""
@@ -172,22 +183,41 @@ class SharedMetanet(nn.Module, ABC):
         if self.kind == "invariant":
             return self.head(self.embed(groups))
         blocks = self._blocks(groups)
-        changed: list[dict[int, Tensor]] = [{} for _ in groups]
         batch = self._batch(groups, blocks)
-        if batch is not None:
-            states, edges = self._states(batch)
-            for part, edit in self.edits(batch.plan, batch.standard, states, edges).items():
-                new = batch.values[part] + self.standardise.deviation(part) * edit
-                for member, value in part.split(new):
-                    changed[batch.groups[member.group]][member.entry.number] = value
-        return [self._edited(layout, old, new) for (layout, _), old, new in zip(groups, blocks, changed, strict=True)]
+        if batch is None:
+            return [self._no_networks(layout) for layout, _ in groups]
+        states, edges = self._states(batch)
+        copies = [self._changed(batch, edits(batch.plan, batch.standard, states, edges)) for edits in self.edits]
+        return [
+            self._edited(layout, old, [changed[n] for changed in copies])
+            if n in batch.groups
+            else self._no_networks(layout)
+            for n, ((layout, _), old) in enumerate(zip(groups, blocks, strict=True))
+        ]
 
-    def _edited(self, layout: BlockLayout, old: dict[int, Tensor], new: dict[int, Tensor]) -> dict[str, Tensor]:
+    def _changed(self, batch: _Batch, edits: Mapping[Rectangles, Tensor]) -> dict[int, dict[int, Tensor]]:
+        """New values of the blocks of every group that holds networks."""
+        changed: dict[int, dict[int, Tensor]] = {n: {} for n in batch.groups}
+        for part, edit in edits.items():
+            new = batch.values[part] + self.standardise.deviation(part) * edit
+            for member, value in part.split(new):
+                changed[batch.groups[member.group]][member.entry.number] = value
+        return changed
+
+    def _no_networks(self, layout: BlockLayout) -> dict[str, Tensor]:
+        """The state dict of none."""
+        empty, versions = self.standardise.mean.new_empty, (self.copies,) * (self.copies > 1)
+        return {name: empty(0, *versions, *shape) for name, shape in tensor_shapes(layout).items()}
+
+    def _edited(
+        self, layout: BlockLayout, old: dict[int, Tensor], copies: list[dict[int, Tensor]]
+    ) -> dict[str, Tensor]:
         """A state dict with new blocks; running statistics as they were."""
-        if not new:
-            return {name: self.standardise.mean.new_empty(0, *shape) for name, shape in tensor_shapes(layout).items()}
         kept = running_statistics(layout)
-        return join_blocks(layout, {**old, **{i: value for i, value in new.items() if i not in kept}})
+        states = [
+            join_blocks(layout, {**old, **{i: value for i, value in new.items() if i not in kept}}) for new in copies
+        ]
+        return states[0] if self.copies == 1 else {k: torch.stack([x[k] for x in states], dim=1) for k in states[0]}
 
     def _blocks(self, groups: Sequence[Group]) -> list[dict[int, Tensor]]:
         """Values of the blocks of every group."""
@@ -244,6 +274,7 @@ class SharedMetanet(nn.Module, ABC):
             "types": self.types.to_json(),
             "out_features": self.out_features,
             "config": asdict(self.config),
+            "copies": self.copies,
         }
 
     def extra_repr(self) -> str:
@@ -286,16 +317,17 @@ class SharedOperatorNet(SharedMetanet):
         architectures: Sequence[BlockLayout] | RelationTypes,
         out_features: int | None,
         config: SharedOperatorNetConfig | None = None,
+        *,
+        copies: int = 1,
     ) -> None:
         config = config or SharedOperatorNetConfig()
-        super().__init__(architectures, out_features, config)
+        super().__init__(architectures, out_features, config, copies=copies)
         functions = 2 * config.layers * config.heads
         self.functions = SharedFunctions(
             len(self.types.relations), functions, config.function_units, linear=config.heads
         )
         if out_features is None:
-            relations = len(self.types.relations)
-            self.edits = SharedEdits(relations, config.width, config.heads, config.function_units)
+            self._make_edits(config.heads, config.function_units)
 
     def _states(self, batch: _Batch) -> tuple[Tensor, dict[Rectangles, Tensor]]:
         states, functions = self._first_states(batch), self.functions()
@@ -322,16 +354,18 @@ class SharedGraphMetanetwork(SharedMetanet):
         architectures: Sequence[BlockLayout] | RelationTypes,
         out_features: int | None,
         config: SharedGraphMetanetworkConfig | None = None,
+        *,
+        copies: int = 1,
     ) -> None:
         config = config or SharedGraphMetanetworkConfig()
-        super().__init__(architectures, out_features, config)
+        super().__init__(architectures, out_features, config, copies=copies)
         relations = len(self.types.relations)
         self.functions = SharedFunctions(relations, config.edge_width, config.edge_units, linear=config.edge_width)
         self.updates = nn.ModuleList(
             SharedEdgeUpdate(relations, config.width, config.edge_width) for _ in range(config.layers - 1)
         )
         if out_features is None:
-            self.edits = SharedEdits(relations, config.width, config.edge_width, config.edge_units)
+            self._make_edits(config.edge_width, config.edge_units)
 
     def _states(self, batch: _Batch) -> tuple[Tensor, dict[Rectangles, Tensor]]:
         states, functions = self._first_states(batch), self.functions()
@@ -363,4 +397,5 @@ def shared_metanet_from_json(record: Mapping[str, Any]) -> SharedMetanet:
     if model is None:
         raise SpecError(f"'name' must be one of {list(_NAMES.values())} (got '{record['name']}').")
     config = config_from(model.config_type, record["config"], f"'{record['name']}'")
-    return model(RelationTypes.from_json(record["types"]), record["out_features"], config)
+    types, copies = RelationTypes.from_json(record["types"]), record.get("copies", 1)
+    return model(types, record["out_features"], config, copies=copies)

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from weightspace.errors import SpecError
 
-__all__ = ["check_config", "config_from", "is_number"]
+__all__ = ["check_answer", "check_config", "config_from", "is_number"]
 
 _LEAST: dict[str, int] = {
     **dict.fromkeys(("width", "edge_width", "attention_width", "heads", "head_width", "function_units"), 1),
@@ -24,6 +24,18 @@ _KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: 
 def is_number(value: Any) -> bool:
     """Whether this is a whole number; ``True`` is none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_answer(out_features: Any, copies: Any) -> None:
+    """Refuse what is neither a number of answers nor a number of versions of the weights.
+
+    Raises:
+        SpecError: ``out_features`` or ``copies`` is out of range, or there are several copies of vectors.
+    """
+    if out_features is not None and (not is_number(out_features) or out_features < 1):
+        raise SpecError(f"'out_features' must be a positive number, or None for weights (got {out_features!r}).")
+    if not is_number(copies) or copies < 1 or (copies > 1 and out_features is not None):
+        raise SpecError(f"'copies' must be at least 1, and 1 where vectors are returned (got {copies!r}).")
 
 
 def check_config(config: Any, owner: str) -> None:
