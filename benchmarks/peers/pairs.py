@@ -17,7 +17,7 @@ __all__ = ["Pair", "Row", "pairs"]
 
 _FOUR = {"width": 64, "layers": 4}
 _META_LAYER = "PyG MetaLayer, 4 x 64"
-_LABELLED = ("ends", "positions", "bidirectional", "dense")
+_LABELLED = ("ends", "positions", "bidirectional", "dense", "set_heads")
 """Options that are named in the table where they are set."""
 
 
@@ -68,7 +68,11 @@ def _variant(row: Row) -> Row:
 
 def _linear() -> list[Pair]:
     """DWS, NFN and UNF."""
-    dws = lambda **sizes: Row("DWSNets", "dws_net", {"reduction": "max", "bn": True, **sizes})  # noqa: E731
+
+    def dws(layer: str, **sizes: int) -> Row:
+        return Row(f"DWSNets, {layer}", "dws_net", {"reduction": "max", "bn": True, "set_layer": layer, **sizes})
+
+    attentive, sab = _variant(_ours("dws", set_heads=8)), _variant(dws("sab", hidden_dim=32, n_hidden=4))
     nfn = lambda mode, **more: Row(f"nfn {mode}", "nfn", {"mode": mode, **more})  # noqa: E731
     unf = lambda **sizes: Row("universal_neural_functional", "unf", sizes)  # noqa: E731
     inr, cnn = {"channels": [512] * 3, "fourier": 128}, {"channels": [16, 16, 5]}
@@ -76,9 +80,9 @@ def _linear() -> list[Pair]:
     sets = {"ends": "sets", "positions": "sets"}
     both = lambda **more: (_ours("nfn", ends="sets", **more), _variant(_ours("nfn", ends="channels", **more)))  # noqa: E731
     return [
-        Pair("published", "A", (_ours("dws"),), (dws(hidden_dim=32, n_hidden=4),)),
+        Pair("published", "A", (_ours("dws"), attentive), (dws("ds", hidden_dim=32, n_hidden=4), sab)),
         Pair("published", "B", (_ours("dws"),), cannot=(("DWSNets", "reads multilayer perceptrons only"),)),
-        Pair("equal", "A", (_ours("dws", **_FOUR),), (dws(hidden_dim=64, n_hidden=3),)),
+        Pair("equal", "A", (_ours("dws", **_FOUR),), (dws("ds", hidden_dim=64, n_hidden=3),)),
         Pair("published", "A", both(**wide), (nfn("NP", places=True, **inr), _variant(nfn("HNP", **inr)))),
         Pair("published", "B", both(**narrow), (nfn("NP-PosEmb", **cnn), _variant(nfn("HNP", **cnn)))),
         *(

@@ -57,9 +57,9 @@ def in_pairs(rows: list[dict[str, Any]], threads: int) -> str:
     ``faster`` is their time over ours, ``memory`` our growth over theirs. Rows of 64 networks, default allocator.
     """
     text = [
-        "| networks | sizes | metanetwork | parameters | forward / step, ms | MiB | public code | forward / step, ms "
-        "| MiB | faster | memory |",
-        "|---|---|---|--:|--:|--:|---|--:|--:|--:|--:|",
+        "| networks | sizes | metanetwork | parameters | forward / step, ms | MiB | public code | parameters "
+        "| forward / step, ms | MiB | faster | memory |",
+        "|---|---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|",
     ]
     rows = [row for row in rows if row["networks"] == 64 and row["threads"] == threads and "step" in row]
     rows = [row for row in rows if row["allocator"] == "default" and "forward" in row]
@@ -80,8 +80,15 @@ def _pair(title: str, ours: dict[str, Any], peer: dict[str, Any] | None) -> str:
     times = lambda row: " / ".join(f"{1e3 * row[action]['wall_s']:,.0f}" for action in ("forward", "step"))  # noqa: E731
     cells = [title, ours["model"], f"{ours['parameters']:,}", times(ours), f"{ours['step']['growth_mib']:,.0f}"]
     if peer is None:
-        return f"| {' | '.join(cells)} | | | | | |"
+        return f"| {' | '.join(cells)} | | | | | | |"
     faster = " / ".join(f"{peer[a]['wall_s'] / ours[a]['wall_s']:.1f}" for a in ("forward", "step"))
     share = ours["step"]["growth_mib"] / peer["step"]["growth_mib"]
-    cells += [peer["model"], times(peer), f"{peer['step']['growth_mib']:,.0f}", faster, f"{share:.2f}"]
+    cells += [
+        peer["model"],
+        f"{peer['parameters']:,}",
+        times(peer),
+        f"{peer['step']['growth_mib']:,.0f}",
+        faster,
+        f"{share:.2f}",
+    ]
     return f"| {' | '.join(cells)} |"

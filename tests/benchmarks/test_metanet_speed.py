@@ -15,7 +15,7 @@ from benchmarks.peers.case import CASES, CNN, INR, MIXED, parts_of
 from benchmarks.peers.graphs import graph_batch
 from benchmarks.peers.meta_layer import TextbookGraphNetwork
 from benchmarks.peers.pairs import Pair, Row, pairs
-from benchmarks.peers.table import markdown
+from benchmarks.peers.table import by_allocator, in_pairs
 
 HEAD = {"case": "A", "networks": 64, "size": "published", "of": "ours", "allocator": "default", "threads": 1}
 MLP = Row("mlp", "ours", {"name": "mlp"})
@@ -93,11 +93,33 @@ def test_the_table_has_shares_of_the_first_row_of_a_group() -> None:
         {**HEAD, "model": "unable", "cannot": {"step": "has no place"}},
         row("equal", size="equal"),
     ]
-    assert markdown(rows).splitlines()[2:] == [
+    assert by_allocator(rows).splitlines()[2:] == [
         "| 64 INRs 2-32-32-1 | ours | 500 | 250 | 40 | 50 |",
         "|  | theirs | 2,000 (4.0 x) | 1,500* (6.0 x) | 100 (2.5 x) | 1,200 (24.0 x) |",
         "|  | unable | has no place | | | |",
     ]
+
+
+def test_pairs_stand_side_by_side_and_what_has_no_public_code_alone() -> None:
+    def timed(model: str, of: str, seconds: float, mib: float, **options: str) -> dict:
+        step, forward = ({"wall_s": seconds * k, "growth_mib": mib} for k in (3, 1))
+        return {**row(model, of=of), "parameters": 5000, "options": options, "step": step, "forward": forward}
+
+    rows = [
+        timed("ours", "ours", 0.1, 20, name="ours"),
+        timed("ours, wide", "ours", 0.2, 40, name="ours"),
+        timed("theirs", "ours", 0.5, 100),
+        timed("theirs, wide", "ours", 0.8, 100),
+        timed("alone", "alone", 0.1, 10, name="alone"),
+        row("not forward", of="alone"),
+    ]
+    assert in_pairs(rows, threads=1).splitlines()[2:] == [
+        "| A | published | alone | 5,000 | 100 / 300 | 10 | | | | | | |",
+        "| A | published | ours | 5,000 | 100 / 300 | 20 | theirs | 5,000 | 500 / 1,500 | 100 | 5.0 / 5.0 | 0.20 |",
+        "| A | published | ours, wide | 5,000 | 200 / 600 | 40 | theirs, wide | 5,000 | 800 / 2,400 | 100 | 4.0 / 4.0 "
+        "| 0.40 |",
+    ]
+    assert in_pairs(rows, threads=2).count("\n") == 1
 
 
 def test_every_public_code_is_measured_or_has_a_reason_in_every_case() -> None:
@@ -107,7 +129,9 @@ def test_every_public_code_is_measured_or_has_a_reason_in_every_case() -> None:
         here = [pair.main for pair in pairs() if pair.case == case and pair.size == "published"]
         measured = {r.name for pair in here for r in pair.peers}
         reasons = {name for pair in here for name, _ in pair.cannot}
-        found = {"nfn" if name.startswith("nfn ") else name for name in measured} | reasons
+        code = {name: name.split(" ")[0] for name in measured if name.startswith("nfn ")}
+        code |= {name: name.split(",")[0] for name in measured if name.startswith("DWSNets")}
+        found = {code.get(name, name) for name in measured} | reasons
         assert found == public, case
         assert not measured & reasons
         assert all(pair.ours for pair in here if pair.peers and pair.peers[0].main)
