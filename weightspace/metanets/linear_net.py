@@ -47,7 +47,8 @@ class LinearNetConfig:
         ends: ``"channels"``: input and output neurons are told apart by channels of their own, full but quadratic in
             their number; ``"sets"``: they are permutable too and told apart by learned embeddings in every layer.
         positions: The same choice for kernel positions.
-        max_free: Longest product of axes that is kept as channels; longer ones are mapped to this length first.
+        max_free: Longest product of axes that is kept as channels; longer ones are mapped to this length first, so that
+            so many linear combinations are read, and edited.
         pool: How axes are reduced: mean, sum, max or attention.
         reach: Whether every tensor reads all tensors, or its neighbours only.
         set_heads: Heads of self-attention between the neurons of every group, beside what is pooled; 0 for none.
