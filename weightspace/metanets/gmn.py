@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.block_roles import NEURONS, nodes_of, scatter
+from weightspace.layers.block_roles import NEURONS, collect, nodes_of, scatter
 from weightspace.layers.blocks import Architecture
 from weightspace.layers.messages.edge_states import EdgeEmbedding, EdgeUpdate, joined_edges, unit_edges
 from weightspace.layers.messages.message_layer import Executor, MessageLayer
 from weightspace.layers.messages.weight_edits import NodeEdit
 from weightspace.layers.mixed.relations import stateless_layers
+from weightspace.layers.node_classes import table_rows
 from weightspace.layers.readout import InvariantReadout, head
 from weightspace.metanets.metanet import Metanet
 
@@ -123,12 +124,13 @@ class GraphMetanetwork(Metanet):
 
     After Lim et al. 2024 (Graph Metanetworks), sections 2.2 and 3: a node per neuron, bias and norm parameter vector,
     an edge per parameter, edge updates from both ends, messages in both directions, optionally a global feature; pooled
-    node states, or new weights from the edge states. Input and output neurons carry a learned embedding each, all nodes
-    of another layer share one. Ours are: the messages multiply the edge state with the state of the neighbour
-    (affinely, so that plain sums of edge states are among them); every block and layer has parameters of its own (the
-    limit of embeddings of block and role, so that queries, keys and values differ); bias and norm nodes only send;
-    messages are summed with first weights over the root of the fan-in (for one architecture a mean is a sum with
-    other weights). :class:`~weightspace.metanets.SharedGraphMetanetwork` shares parameters between architectures.
+    node states, or new weights from the edge states. Input and output neurons and positions carry a learned embedding
+    each, nodes of other layers one per layer and class (queries, keys and values of one projection; gates of a cell).
+    Ours are: the messages multiply the edge state with the state of the neighbour (affinely, so that plain sums of edge
+    states are among them); every block and layer has parameters of its own (the limit of embeddings of block and role,
+    so that queries, keys and values differ); bias and norm nodes only send; messages are summed with first weights over
+    the root of the fan-in (for one architecture a mean is a sum with other weights).
+    :class:`~weightspace.metanets.SharedGraphMetanetwork` shares parameters between architectures.
 
     Args:
         layout: Architecture of the networks that are read.
@@ -173,18 +175,15 @@ class GraphMetanetwork(Metanet):
         self.neurons = [layer.name for layer in layers if layer.kind in NEURONS]
         self.carriers = [i for i, block in enumerate(layout.blocks) if block.source not in skipped]
         self.sizes = {layer.name: layer.size for layer in layers}
-        self.nodes = nn.ParameterList(
-            torch.randn(layer.size if layer.kind in ("input", "output") else 1, width) for layer in layers
-        )
+        rows = [table_rows(layer) for layer in layers]
+        self.nodes = nn.ParameterList(torch.randn(max(r) + 1, width) for r in rows)
+        for n, (table, of_node) in enumerate(zip(self.nodes, rows, strict=True)):
+            shared = 1 < len(table) < len(of_node)
+            self.register_buffer(f"classes_{n}", torch.tensor(of_node) if shared else None, persistent=False)
         self.edges = nn.ModuleList(
             EdgeEmbedding(layout, layout.blocks[i], edge_width, config.edge_units) for i in self.carriers
         )
-        features = [i for i in range(len(layout.blocks)) if i not in set(self.carriers)]
-        self.features = nn.ModuleDict(
-            {str(i): EdgeEmbedding(layout, layout.blocks[i], width, config.edge_units) for i in features}
-        )
-        for i in features:
-            self.register_buffer(f"feature_{i}", nodes_of(layout.blocks[i], "target"), persistent=False)
+        features = self._make_features()
         self.layers = nn.ModuleList(
             MessageLayer(layout, written=self.neurons, carriers=self.carriers, width=width, dropout=config.dropout)
             for _ in range(config.layers)
@@ -206,6 +205,18 @@ class GraphMetanetwork(Metanet):
         self.readout = InvariantReadout(len(self.neurons), width, width * config.global_feature)
         self.embedding_features = self.readout.out_features
         self.head = head(self.embedding_features, config.head_width, out_features, config.head_dropout)
+
+    def _make_features(self) -> list[int]:
+        """Embeddings of the blocks that are not edges; their numbers."""
+        config, blocks = self.config, self.layout.blocks
+        features = [i for i in range(len(blocks)) if i not in set(self.carriers)]
+        self.features, self.places = nn.ModuleDict(), nn.ParameterDict()
+        for i in features:
+            self.features[str(i)] = EdgeEmbedding(self.layout, blocks[i], config.width, config.edge_units)
+            self.register_buffer(f"feature_{i}", nodes_of(blocks[i], "target"), persistent=False)
+            if blocks[i].positions > 1:  # no update follows before the sum, which forgets constants that are added
+                self.places[str(i)] = nn.Parameter(torch.randn(config.width, 1, 1, 1, 1, blocks[i].positions))
+        return features
 
     def _edited(self, numbers: list[int]) -> list[int]:
         """Those of the blocks that change: of parameters, and no running statistics."""
@@ -229,11 +240,14 @@ class GraphMetanetwork(Metanet):
         self, raw: dict[int, Tensor], standard: dict[int, Tensor]
     ) -> tuple[dict[str, Tensor], dict[int, Tensor], Tensor | None]:
         """Last states of nodes, edges and the network."""
-        pairs = zip(self.names, self.nodes, strict=True)
-        states = {name: nodes.expand(1, self.sizes[name], -1) for name, nodes in pairs}
+        states: dict[str, Tensor] = {}
+        for n, (name, table) in enumerate(zip(self.names, self.nodes, strict=True)):
+            states[name] = collect(table[None], getattr(self, f"classes_{n}")).expand(1, self.sizes[name], -1)
         for i, embed in self.features.items():
             name = self.layout.blocks[int(i)].target
-            rows = joined_edges(embed(raw[int(i)], standard[int(i)])).flatten(2).permute(1, 2, 0)
+            values = embed(raw[int(i)], standard[int(i)])
+            values = values * self.places[i] if i in self.places else values
+            rows = joined_edges(values).flatten(2).permute(1, 2, 0)
             states[name] = states[name] + scatter(rows, getattr(self, f"feature_{i}"), self.sizes[name])
         edges = {i: embed(raw.get(i), standard.get(i)) for i, embed in zip(self.carriers, self.edges, strict=True)}
         u = self.global_start

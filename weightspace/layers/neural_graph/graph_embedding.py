@@ -15,6 +15,7 @@ from weightspace.graphs.message_passing import BlockEdges, Sent, edge_pass
 from weightspace.layers.block_roles import node_features, nodes_of, scatter
 from weightspace.layers.moments import keep_moment_
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph
+from weightspace.layers.node_classes import class_rows
 
 __all__ = ["FourierFeatures", "GraphEmbedding"]
 
@@ -65,21 +66,19 @@ class _Embedding:
         return Sent(state=F.linear(self.fourier(edges), *parameters))
 
 
-def _table_rows(graph: NeuralGraph) -> Tensor:
+def _table_rows(graph: NeuralGraph) -> list[int]:
     """Row of the position table for each node.
 
     Input, output and position nodes have a row each; hidden nodes share one per layer and class.
     """
-    rows, total = [], 0
+    rows: list[int] = []
+    total = 0
     for name in graph.layers:
         layer = graph.layout.layer(name)
-        if layer.kind == "hidden":
-            classes = torch.tensor(layer.index or (0,) * layer.size).unique(return_inverse=True)[1]
-        else:
-            classes = torch.arange(layer.size)
-        rows.append(classes + total)
-        total += int(classes.max()) + 1
-    return torch.cat(rows)
+        classes = class_rows(layer) if layer.kind == "hidden" else range(layer.size)
+        rows += [total + row for row in classes]
+        total += max(classes) + 1
+    return rows
 
 
 class GraphEmbedding(nn.Module):
@@ -109,8 +108,8 @@ class GraphEmbedding(nn.Module):
         self.graph, layout = graph, graph.layout
         self.sizes = [layout.layer(name).size for name in graph.layers]
         rows = _table_rows(graph)
-        self.register_buffer("position_rows", rows, persistent=False)
-        self.positions = nn.Parameter(torch.randn(int(rows.max()) + 1, width))
+        self.register_buffer("position_rows", torch.tensor(rows), persistent=False)
+        self.positions = nn.Parameter(torch.randn(max(rows) + 1, width))
         self._embed_activations(width)
         self.maps, self.fourier = nn.ModuleDict(), nn.ModuleDict()
         self.keys = {name: f"node_{kind}" for name, kind in graph.node_kinds().items()}

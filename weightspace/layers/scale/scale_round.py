@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.graphs.message_passing import BlockEdges, Sent, edge_pass
 from weightspace.layers.block_roles import Side, collect, nodes_of, scatter
+from weightspace.layers.node_classes import class_rows
 from weightspace.layers.scale.scale_equivariant import RescaleEq, ScaleEq, ScaleInv
 from weightspace.layers.scaling_kinds import Kind
 
@@ -24,13 +25,21 @@ EdgeKey = tuple[int, Side]
 
 @dataclass(frozen=True)
 class Route:
-    """One direction of one block: states of layer ``origin`` go to layer ``end``, on the ``to`` side of the block."""
+    """One direction of one block: states of layer ``origin`` go to layer ``end``, on the ``to`` side of the block.
+
+    ``link`` is the role of a parameter-free block, ``""`` of parameters.
+    """
 
     number: int
     to: Side
     origin: str
     end: str
-    is_link: bool
+    link: str
+
+    @property
+    def is_link(self) -> bool:
+        """Whether the block has no parameters."""
+        return bool(self.link)
 
     @property
     def edge(self) -> EdgeKey:
@@ -50,7 +59,7 @@ def routes_of(layout: BlockLayout, neurons: Collection[str], *, bidirectional: b
     """All directions of all blocks between node layers with states."""
     sides: tuple[Side, ...] = ("target", "source") if bidirectional else ("target",)
     return [
-        Route(i, to, b.source if to == "target" else b.target, getattr(b, to), b.view is None)
+        Route(i, to, b.source if to == "target" else b.target, getattr(b, to), b.role if b.view is None else "")
         for i, b in enumerate(layout.blocks)
         if b.source in neurons and b.target in neurons
         for to in sides
@@ -84,7 +93,8 @@ class ScaleRound(nn.Module):
     and edge states of their own. Functions are shared by all blocks whose ends play the same role (input, output, or
     hidden with its kind), as in the paper. Differences: the residual in the second line, the constant factor behind
     the sum, no layer norm inside the functions. The first linear map of :math:`\phi` is split by end. Parameter-free
-    blocks carry a linear image of the state.
+    blocks carry a linear image of the state, one for each of their roles (queries and keys differ). What is added to
+    neurons with a factor has a gain per class where no symmetry exchanges classes.
 
     Args:
         layout: The architecture.
@@ -106,6 +116,8 @@ class ScaleRound(nn.Module):
         self.roles = {
             x.name: kinds[x.name] if x.kind == "hidden" else f"{x.kind}_{kinds[x.name]}" for x in layout.layers
         }
+        # one role needs no name: parameters are called as ever in networks whose only links are residuals, say
+        self.names_links = len({block.role for block in layout.blocks if block.view is None}) > 1
         ends = [(r.end, r.to) for r in plan.routes]
         self.fan_in = {
             r.edge: ends.count((r.end, r.to)) * self.shapes[r.number][2 if r.to == "target" else 1] for r in plan.routes
@@ -116,6 +128,20 @@ class ScaleRound(nn.Module):
             for side in ("source", "target"):
                 self.register_buffer(f"{side}_{number}", nodes_of(layout.blocks[number], side), persistent=False)
         self._build(kinds, width, dropout)
+        self._tell_classes(layout, kinds, width)
+
+    def _tell_classes(self, layout: BlockLayout, kinds: Mapping[str, Kind], width: int) -> None:
+        """A gain per class where neurons with a factor are of several: what is added to a state would have no factor.
+
+        Both halves of ``a, b = linear(x).chunk(2)`` in ``a - b``, say. Classes without a factor have places.
+        """
+        self.gains, self.gain_keys = nn.ParameterDict(), {}
+        for n, layer in enumerate(layout.layers):
+            rows = class_rows(layer)
+            if layer.name in self._sides() and kinds[layer.name] != "permutation" and max(rows):
+                self.gain_keys[layer.name] = str(n)
+                self.gains[str(n)] = nn.Parameter(torch.randn(max(rows) + 1, width))
+                self.register_buffer(f"classes_{n}", torch.tensor(rows), persistent=False)
 
     def _build(self, kinds: Mapping[str, Kind], width: int, dropout: float) -> None:
         self.messages, self.links = nn.ModuleDict(), nn.ModuleDict()
@@ -138,7 +164,8 @@ class ScaleRound(nn.Module):
                 self.invariants[self.roles[name]] = ScaleInv(kinds[name], width, width, width)
 
     def _key(self, route: Route) -> str:
-        return f"{route.to}_{self.roles[route.origin]}_{self.roles[route.end]}"
+        ends = f"{route.to}_{self.roles[route.origin]}_{self.roles[route.end]}"
+        return f"{ends}_{route.link}" if route.is_link and self.names_links else ends
 
     def _sides(self) -> dict[str, tuple[Side, ...]]:
         """Sides from which every layer receives messages."""
@@ -165,7 +192,10 @@ class ScaleRound(nn.Module):
         result = dict(states)
         for name, messages in received.items():
             update = self.updates[self._update_key(name, tuple(messages))]
-            result[name] = states[name] + self.dropout(update(torch.cat([states[name], *messages.values()], dim=-1)))
+            change = update(torch.cat([states[name], *messages.values()], dim=-1))
+            if (key := self.gain_keys.get(name)) is not None:
+                change = change * self.gains[key][getattr(self, f"classes_{key}")]
+            result[name] = states[name] + self.dropout(change)
         invariant = {
             name: self.invariants[self.roles[name]](result[name])
             for name in dict.fromkeys(end for route in self.renewals for end in (route.origin, route.end))

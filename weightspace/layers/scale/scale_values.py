@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.block_roles import collect, node_features, nodes_of, scatter
+from weightspace.layers.node_classes import class_rows
 from weightspace.layers.scaling_kinds import Kind
 
 __all__ = ["NeuronLengths", "ScaleEdits", "ScaleNodes"]
@@ -99,7 +100,7 @@ class ScaleNodes(nn.Module):
     Hidden nodes start from a linear map of the values of their bias (and norm) parameters, without a constant where
     they have a factor; the map is one per block, which is the multiplicative positional encoding of ScaleGMN
     (Kalogeropoulos et al. 2024, section 5) folded into it. Nodes with a fixed place get a learned embedding each,
-    hidden nodes without a factor one per layer.
+    hidden nodes without a factor one per layer and class (gates of a cell, say).
 
     Args:
         layout: The architecture.
@@ -124,7 +125,10 @@ class ScaleNodes(nn.Module):
                 self.register_buffer(f"nodes_{i}", nodes_of(block, "target"), persistent=False)
         for n, layer in enumerate(self.layers):
             if kinds[layer.name] == "permutation":
-                self.places[str(n)] = nn.Parameter(torch.randn(1 if layer.kind == "hidden" else layer.size, width))
+                rows = class_rows(layer) if layer.kind == "hidden" else list(range(layer.size))
+                self.places[str(n)] = nn.Parameter(torch.randn(max(rows) + 1, width))
+                shared = 0 < max(rows) < layer.size - 1
+                self.register_buffer(f"rows_{n}", torch.tensor(rows) if shared else None, persistent=False)
 
     def forward(self, values: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """States by layer."""
@@ -133,7 +137,7 @@ class ScaleNodes(nn.Module):
         for n, layer in enumerate(self.layers):
             state = like.new_zeros(len(like), layer.size, self.width)
             if str(n) in self.places:
-                state = state + self.places[str(n)]
+                state = state + collect(self.places[str(n)][None], getattr(self, f"rows_{n}"))
             for i in self.given[layer.name]:
                 given = self.maps[str(i)](node_features(values[i], "target"))
                 state = state + scatter(given, getattr(self, f"nodes_{i}"), layer.size)
