@@ -88,7 +88,9 @@ def test_counts_equal_burnside_by_brute_force(space: WeightSpace) -> None:
 
 
 @pytest.mark.parametrize(
-    "space", [mlp(2, 4, 3, 2), recurrent_cell(5, 2, 2), freed(mlp(2, 4, 3, 2))], ids=["mlp", "recurrent", "ends freed"]
+    "space",
+    [mlp(2, 4, 3, 2), recurrent_cell(5, 2, 2), freed(mlp(2, 4, 3, 2)), convolutional(), freed(attention())],
+    ids=["mlp", "recurrent", "ends freed", "convolutional", "attention, stream freed"],
 )
 def test_basis_maps_are_independent(space: WeightSpace) -> None:
     """The result is linear in the coefficients, so the rank of its Jacobian is the number of independent maps."""

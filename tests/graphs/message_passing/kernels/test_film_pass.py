@@ -4,8 +4,10 @@ import importlib
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.graphs.message_passing.kernels.graphs import GRAPHS, needs_kernels
+from tests.graphs.message_passing.kernels.graphs import GRAPHS, needs_kernels, sparse
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs.message_passing.kernels import FilmParameters, film_pass, product_pass
 
@@ -118,6 +120,49 @@ def test_kernels_match_at_every_width(sizes):
 def test_bfloat16_is_summed_in_float32():
     edges = GRAPHS["two graphs"]()
     assert_kernels_match(edges, drawn(edges, 16, 16, torch.bfloat16), ("sum", "square"), atol=1.0, rtol=0.05)
+
+
+@needs_kernels
+def test_kernels_take_any_strides():
+    edges = GRAPHS["int32"]()
+    values, scale, scale_bias, shift, shift_bias, a, b = drawn(edges, 3, 7)
+    strided = [
+        values.T.contiguous().T,
+        torch.stack([scale, scale], 2)[:, :, 0],
+        torch.stack([scale_bias, a[0]], 1)[:, 0],
+    ]
+    strided += [shift.T.contiguous().T, torch.stack([shift_bias, -shift_bias], 1)[:, 1], a[:1].expand(4, 7)]
+    strided += [torch.stack([b, b], 2)[:, :, 0]]
+    assert not any(x.is_contiguous() for x in strided)
+    assert_kernels_match(edges, strided, atol=1e-4, rtol=1e-4)
+
+
+@needs_kernels
+def test_two_runs_are_equal_in_every_bit():
+    """Sums over the parts of a hub, and the derivative by its sender, are added in one order."""
+    edges = GRAPHS["hub over several pieces"]()
+    values, *parameters, at_receiver, at_sender = drawn(edges, 5, 7)
+    runs = []
+    for _ in range(2):
+        got = launch().film_forward(values, FilmParameters(*parameters), at_receiver, at_sender, edges, ALL)
+        sent = {name: torch.full_like(got[name], 0.3) for name in ALL}
+        made = launch().film_backward(sent, got, values, FilmParameters(*parameters), at_receiver, at_sender, edges)
+        runs.append([*got.values(), *made])
+    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+    assert all(x.any() for x in runs[0])
+
+
+@needs_kernels
+@settings(max_examples=5)
+@given(st.data())
+def test_kernels_match_on_random_graphs(data):
+    receivers, senders = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
+    pairs = data.draw(st.lists(st.tuples(st.integers(0, receivers - 1), st.integers(0, senders - 1)), max_size=20))
+    edges = sparse(
+        [r for r, _ in pairs], [s for _, s in pairs], receivers, senders, longest=data.draw(st.integers(1, 6))
+    )
+    inputs = drawn(edges, data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20)), ties=data.draw(st.booleans()))
+    assert_kernels_match(edges, inputs, atol=1e-3, rtol=1e-4)
 
 
 def test_products_scale_with_edges_and_senders():

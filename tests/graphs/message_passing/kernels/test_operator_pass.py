@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.graphs.message_passing.kernels.graphs import needs_kernels
@@ -19,6 +21,7 @@ SHAPES = {  # matrices, rows, columns, positions, heads, hidden units, channels 
     "no rows": (1, 0, 3, 1, 2, 8, 4),
     "no matrices": (0, 2, 3, 1, 2, 8, 4),
 }
+MOST = (2, 6, 20, 4, 4, 20, 9)  # of shapes drawn at random
 
 
 def launch():
@@ -136,6 +139,13 @@ def test_two_runs_are_equal_in_every_bit():
     inputs = drawn(SHAPES["several tiles and shares"])
     runs = [launch().operator_backward(inputs[5], inputs[6], *inputs) for _ in range(2)]
     assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+
+
+@needs_kernels
+@settings(max_examples=5)
+@given(st.tuples(*(st.integers(1, most) for most in MOST)))
+def test_kernels_match_on_random_shapes(shape):
+    assert_kernels_match(spread(shape), atol=5e-4, rtol=1e-4)
 
 
 def test_torch_accepts_the_operator():
