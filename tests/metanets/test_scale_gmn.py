@@ -39,6 +39,18 @@ class ResidualCnn(nn.Module):
         return self.c(torch.relu(self.g(x)).flatten(1))
 
 
+class Difference(nn.Module):
+    """Halves of one projection, subtracted: they move together, and are no classes that may change places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(2, 8), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.relu(self.a(x)).chunk(2, -1)
+        return self.c(torch.relu(self.b(first - second)))
+
+
 def _mlp(first: nn.Module, second: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(2, 5), first, nn.Linear(5, 6), second, nn.Linear(6, 3))
 
@@ -50,6 +62,7 @@ MODULES = {
     "partly": (lambda: _mlp(nn.GELU(), nn.ReLU()), (2,), {"permutation", "scale"}),
     "sine": (Siren, (2,), {"sign"}),
     "cnn": (ResidualCnn, (1, 8, 8), {"scale"}),
+    "halves": (Difference, (2,), {"scale"}),
 }
 
 
