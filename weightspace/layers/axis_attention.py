@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
+from weightspace.layers.axis_links import AxisLinks, joined_axes
 from weightspace.layers.block_roles import Side
 from weightspace.layers.recompute import linear_of, recomputed
 
@@ -18,11 +19,16 @@ __all__ = ["AxisAttention", "EntryTable"]
 
 @dataclass(frozen=True)
 class _Matrix:
-    """One block as rows (its target layer) and columns (its source layer) in the flat table of entries."""
+    """One block as rows (its target layer) and columns (its source layer) in the flat table of entries.
 
-    number: int
+    Without a number it is a column of states, one per neuron, for a layer that no parameter touches.
+    """
+
+    number: int | None
+    ends: tuple[str, ...]
     rows: int
     columns: int
+    entries: int
 
 
 class EntryTable(nn.Module):
@@ -30,7 +36,8 @@ class EntryTable(nn.Module):
 
     Every block is a matrix (all nodes of its target layer) x (all nodes of its source layer); pairs that the block
     does not join (grouped convolutions, parts of a layer) are empty and stay 0. Kernel positions are channels. Node
-    layers that sums join neuron by neuron are one axis.
+    layers that sums join neuron by neuron are one axis. Axes without parameters that other parameter-free edges join
+    to the rest (products, attention scores) have one entry per neuron, so that something can be heard through them.
 
     Args:
         layout: The architecture.
@@ -39,6 +46,7 @@ class EntryTable(nn.Module):
     Attributes:
         size: ``E``, number of pairs.
         axes: For each axis the ``(matrix, side)`` pairs along it.
+        links: What joins different axes.
 
     Shape:
         - :meth:`read`: block values ``(B, G, O, I, K)`` to ``(B, pairs, K)``; :meth:`write`: back.
@@ -50,28 +58,34 @@ class EntryTable(nn.Module):
         super().__init__()
         self.blocks = layout.blocks
         self.matrices: list[_Matrix] = []
-        self.size = 0
-        masks = []
+        masks, device = [], torch.get_default_device()  # made on the CPU, as whether all are set is asked of them
         for i, block in enumerate(layout.blocks):
             if block.view is None:
                 continue
             rows, columns = layout.layer(block.target).size, layout.layer(block.source).size
-            self.matrices.append(_Matrix(i, rows, columns))
-            self.size += rows * columns
+            entries = block.numel // block.positions
+            self.matrices.append(_Matrix(i, (block.target, block.source), rows, columns, entries))
             pairs = _pairs(block, columns)
-            self.register_buffer(f"pairs_{i}", pairs, persistent=False)
-            mask = torch.ones(rows * columns) if pairs is None else torch.zeros(rows * columns)
+            self.register_buffer(f"pairs_{i}", None if pairs is None else pairs.to(device), persistent=False)
+            mask = torch.full((rows * columns,), float(pairs is None), device="cpu")
             masks.append(mask if pairs is None else mask.index_fill(0, pairs, 1.0))
-        mask = torch.cat(masks).unsqueeze(1)
-        self.register_buffer("joined", None if mask.all() else mask, persistent=False)
-        names = _axes(layout)
+        names = joined_axes(layout)
         self.axes: dict[str, list[tuple[int, Side]]] = {}
         sides: tuple[Side, ...] = ("target", "source")
         for number, matrix in enumerate(self.matrices):
-            for side in sides:
-                name = getattr(layout.blocks[matrix.number], side)
+            for side, name in zip(sides, matrix.ends, strict=True):
                 if name in neurons:
                     self.axes.setdefault(names[name], []).append((number, side))
+        self.links = AxisLinks(layout, neurons)
+        for name in self.links.axes:
+            if name not in self.axes:
+                self.axes[name] = [(len(self.matrices), "target")]
+                size = layout.layer(name).size
+                self.matrices.append(_Matrix(None, (name,), size, 1, size))
+                masks.append(torch.ones(size, device="cpu"))
+        self.size = sum(matrix.rows * matrix.columns for matrix in self.matrices)
+        mask = torch.cat(masks).unsqueeze(1)
+        self.register_buffer("joined", None if mask.all() else mask.to(device), persistent=False)
 
     def read(self, i: int, values: Tensor) -> Tensor:
         """Values of block ``i`` at all pairs of its layers, shape ``(B, pairs, K)``."""
@@ -95,13 +109,12 @@ class EntryTable(nn.Module):
         return x if self.joined is None else x * self.joined.to(x)
 
     def means(self, x: Tensor) -> Tensor:
-        """Mean over the parameters of every block, ``(B, E, C) -> (B, blocks, C)``; empty pairs of x must be 0."""
-        blocks = (self.blocks[m.number] for m in self.matrices)
-        parts = zip(self.parts(x), blocks, strict=True)
-        return torch.stack([part.sum(1) / (block.numel // block.positions) for part, block in parts], dim=1)
+        """Mean over the entries of every matrix, ``(B, E, C) -> (B, matrices, C)``; empty pairs of x must be 0."""
+        parts = zip(self.parts(x), self.matrices, strict=True)
+        return torch.stack([part.sum(1) / matrix.entries for part, matrix in parts], dim=1)
 
     def spread(self, means: Tensor) -> Tensor:
-        """Every block's vector at all of its pairs, ``(B, blocks, C) -> (B, E, C)``."""
+        """Every matrix's vector at all of its pairs, ``(B, matrices, C) -> (B, E, C)``."""
         parts = zip(self.matrices, means.unbind(1), strict=True)
         return torch.cat([v.unsqueeze(1).expand(-1, m.rows * m.columns, -1) for m, v in parts], dim=1)
 
@@ -110,20 +123,9 @@ def _pairs(block: EdgeBlock, columns: int) -> Tensor | None:
     """Place in the matrix of every ``(g, o, i)``; ``None`` where they are all, in order."""
     if block.groups == 1 and block.source_nodes is None and block.target_nodes is None:
         return None
-    rows = torch.tensor(block.target_nodes or range(block.groups * block.out)).view(block.groups, block.out, 1)
-    places = torch.tensor(block.source_nodes or range(block.groups * block.inputs)).view(block.groups, 1, block.inputs)
-    return (rows * columns + places).flatten()
-
-
-def _axes(layout: BlockLayout) -> dict[str, str]:
-    """Name of the axis of every node layer: its own, or that of the first layer it is summed with."""
-    names = {layer.name: layer.name for layer in layout.layers}
-    for b in layout.blocks:
-        whole = b.source_nodes is None and b.target_nodes is None and b.out == b.inputs == 1
-        if b.view is None and b.role == "residual" and whole:
-            old, new = names[b.target], names[b.source]
-            names = {layer: new if axis == old else axis for layer, axis in names.items()}
-    return names
+    rows = torch.tensor(block.target_nodes or range(block.groups * block.out), device="cpu")
+    places = torch.tensor(block.source_nodes or range(block.groups * block.inputs), device="cpu")
+    return (rows.view(block.groups, block.out, 1) * columns + places.view(block.groups, 1, block.inputs)).flatten()
 
 
 class AxisAttention(nn.Module):
@@ -131,8 +133,11 @@ class AxisAttention(nn.Module):
 
     Tokens of an axis with n neurons are the columns of the matrices in front of it, the bias, and the rows of the
     matrices behind it, each a vector of n times the channels; a parameter hears from both of its axes. Besides, the
-    means of all tensors attend to each other and are added everywhere. NFT (Zhou et al. 2023, Neural functional
-    transformers), section 3. Projections are shared by all tensors; learned embeddings of the tensors tell them apart.
+    means of all tensors attend to each other and are added everywhere. Ours: where parameter-free edges join neurons of
+    different axes, the mean value of what lies along one neuron is sent to the other
+    (:class:`~weightspace.layers.axis_links.AxisLinks`), one edge far per layer. NFT (Zhou et al. 2023, Neural
+    functional transformers), section 3. Projections are shared by all tensors; learned embeddings of the tensors tell
+    them apart.
 
     Args:
         table: The parameters.
@@ -152,6 +157,7 @@ class AxisAttention(nn.Module):
         self.project = nn.Linear(width, 3 * width, bias=False)
         self.project_means = nn.Linear(width, 3 * width, bias=False)
         self.merge, self.merge_means = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.send = nn.ModuleDict({key: nn.Linear(width, width, bias=False) for key in table.links.keys})
 
     def forward(self, x: Tensor, again: Callable[[], Tensor] | None = None) -> Tensor:
         """What is added to every parameter; with ``again``, which computes ``x``, it is not kept for the backward."""
@@ -164,19 +170,33 @@ class AxisAttention(nn.Module):
         batch, width = len(projected), projected.shape[2] // 3
         parts = self.table.parts(projected)
         heard: dict[int, Tensor] = {}
-        for members in self.table.axes.values():
+        sent = self._sent(parts)
+        for axis, members in self.table.axes.items():
             tokens = [self._tokens(parts[number], number, side) for number, side in members]
             counts = [t.shape[3] for t in tokens]
             query, key, value = torch.cat(tokens, dim=3).flatten(4).unbind()
             answers = F.scaled_dot_product_attention(query, key, value)
-            answers = answers.unflatten(3, (-1, width // self.heads)).split(counts, dim=2)
-            for (number, side), answer in zip(members, answers, strict=True):
+            answers = answers.unflatten(3, (-1, width // self.heads))
+            if axis in sent:
+                answers = answers + sent[axis].unflatten(2, (self.heads, -1)).transpose(1, 2).unsqueeze(2)
+            for (number, side), answer in zip(members, answers.split(counts, dim=2), strict=True):
                 order = (0, 3, 2, 1, 4) if side == "target" else (0, 2, 3, 1, 4)
                 answer = answer.permute(order).reshape(batch, -1, width)
                 heard[number] = heard[number] + answer if number in heard else answer
         joined = [heard[n] if n in heard else projected.new_zeros(batch, 1, 1).expand(-1, m.rows * m.columns, width)
                   for n, m in enumerate(self.table.matrices)]  # fmt: skip
         return torch.cat(joined, dim=1)
+
+    def _sent(self, parts: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """What the neurons of every joined axis hear along parameter-free edges, ``{axis: (B, n, C)}``."""
+        states = {}
+        for axis in self.table.links.axes:
+            means = []
+            for number, side in self.table.axes[axis]:
+                matrix, values = self.table.matrices[number], parts[number].chunk(3, dim=2)[2]
+                means.append(values.unflatten(1, (matrix.rows, matrix.columns)).mean(2 if side == "target" else 1))
+            states[axis] = torch.stack(means).mean(0)
+        return self.table.links(states, self.send)
 
     def _tokens(self, projected: Tensor, number: int, side: Side) -> Tensor:
         """Queries, keys and values of one matrix along one side, ``(3, B, heads, T, n, C / heads)``."""

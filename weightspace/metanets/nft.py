@@ -12,6 +12,7 @@ from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.axis_attention import AxisAttention, EntryTable
 from weightspace.layers.block_roles import GIVERS
+from weightspace.layers.node_classes import table_rows
 from weightspace.layers.readout import head
 from weightspace.layers.recompute import linear_of
 from weightspace.metanets.metanet import Metanet
@@ -54,7 +55,7 @@ class NFTConfig:
 
 
 class _Embedding(nn.Module):
-    """First features of every parameter, with learned embeddings of its tensor, and of its place on fixed axes."""
+    """First features of parameters, with learned embeddings of tensors, and of places and classes on their axes."""
 
     frequencies: Tensor
 
@@ -63,32 +64,46 @@ class _Embedding(nn.Module):
         self.table = table
         self.register_buffer("frequencies", torch.randn(config.frequencies) * 2 * torch.pi * config.frequency_scale)
         self.maps, self.places = nn.ModuleList(), nn.ParameterDict()
-        self.ends: list[tuple[str | None, str | None]] = []
+        self.ends: list[tuple[str | None, ...]] = []
+        self.width = config.width
         for matrix in table.matrices:
-            block = layout.blocks[matrix.number]
-            self.maps.append(nn.Linear(block.positions * (1 + 2 * config.frequencies), config.width))
-            ends = []
-            for name in (block.target, block.source):
-                layer = layout.layer(name)
-                number = str(layout.layers.index(layer))
-                if layer.kind == "hidden" or layer.size == 1:
-                    ends.append(None)
-                    continue
-                ends.append(number)
-                self.places[number] = nn.Parameter(torch.randn(layer.size, config.width))
-            self.ends.append((ends[0], ends[1]))
+            if matrix.number is not None:
+                block = layout.blocks[matrix.number]
+                self.maps.append(nn.Linear(block.positions * (1 + 2 * config.frequencies), config.width))
+            # entries without a parameter have no first features but these
+            self.ends.append(tuple(self._add_places(layout, end, always=matrix.number is None) for end in matrix.ends))
+
+    def _add_places(self, layout: BlockLayout, name: str, *, always: bool) -> str | None:
+        """Embed the nodes of a layer that no symmetry exchanges, where there are several; where they are kept."""
+        layer = layout.layer(name)
+        rows, number = table_rows(layer), str(layout.layers.index(layer))
+        total = max(rows) + 1
+        if total == 1 and not always:
+            return None
+        self.places[number] = nn.Parameter(torch.randn(total, self.width))
+        places = None if rows == list(range(layer.size)) else torch.tensor(rows)
+        self.register_buffer(f"rows_{number}", places, persistent=False)
+        return number
+
+    def _places(self, number: str) -> Tensor:
+        """Embedding of every node of a layer, ``(n, C)``."""
+        rows = getattr(self, f"rows_{number}")
+        return self.places[number] if rows is None else self.places[number].index_select(0, rows)
 
     def forward(self, standard: Mapping[int, Tensor]) -> Tensor:
         """``(B, E, C)``."""
-        parts = []
-        for matrix, linear, (row, column) in zip(self.table.matrices, self.maps, self.ends, strict=True):
-            values = self.table.read(matrix.number, standard[matrix.number])
-            phase = (values.unsqueeze(-1) * self.frequencies).flatten(2)
-            x = linear(torch.cat([values, phase.sin(), phase.cos()], dim=2))
+        parts, maps = [], iter(self.maps)
+        batch = len(next(iter(standard.values())))
+        for matrix, (row, *columns) in zip(self.table.matrices, self.ends, strict=True):
+            x = self.frequencies.new_zeros(batch, matrix.rows * matrix.columns, self.width)
+            if matrix.number is not None:
+                values = self.table.read(matrix.number, standard[matrix.number])
+                phase = (values.unsqueeze(-1) * self.frequencies).flatten(2)
+                x = next(maps)(torch.cat([values, phase.sin(), phase.cos()], dim=2))
             if row is not None:
-                x = x + self.places[row].repeat_interleave(matrix.columns, dim=0)
-            if column is not None:
-                x = x + self.places[column].repeat(matrix.rows, 1)
+                x = x + self._places(row).repeat_interleave(matrix.columns, dim=0)
+            for column in columns:
+                x = x if column is None else x + self._places(column).repeat(matrix.rows, 1)
             parts.append(x)
         return self.table.masked(torch.cat(parts, dim=1))
 
@@ -134,7 +149,9 @@ class NFT(Metanet):
     Answers are read from the means of all tensors by an MLP (the paper: cross-attention to latent vectors).
 
     Kernel positions are channels. Any layout is read: grouped convolutions and parts of layers as matrices with empty
-    places, sums as one axis; other parameter-free edges (products, attention scores) are not looked at.
+    places, sums as one axis. Ours: classes of neurons (queries, keys and values of a fused projection, gates) have
+    embeddings like inputs, and along other parameter-free edges (products, gates, attention scores) neurons hear each
+    other, one edge per layer: queries meet values after two. Nothing is heard from padded constants.
 
     Args:
         layout: Architecture of the networks that are read.
@@ -173,7 +190,8 @@ class NFT(Metanet):
         self.norm = nn.LayerNorm(config.width)
         self.piece = max(1, _PIECE // (sum(block.numel for block in layout.blocks) * config.width))
         if out_features is None:
-            edited = (m.number for m in self.table.matrices if m.number not in self.statistics)
+            numbers = (m.number for m in self.table.matrices if m.number is not None)
+            edited = [i for i in numbers if i not in self.statistics]
             self.edits = nn.ModuleDict(
                 {str(i): nn.Linear(config.width, copies * layout.blocks[i].positions) for i in edited}
             )
@@ -196,7 +214,7 @@ class NFT(Metanet):
         parts = self.table.parts(self.norm(self._features(standard)))
         result = {}
         for matrix, part in zip(self.table.matrices, parts, strict=True):
-            if str(matrix.number) in self.edits:
+            if matrix.number is not None and str(matrix.number) in self.edits:
                 edit = self.table.write(matrix.number, self.edits[str(matrix.number)](part))
                 result[matrix.number] = edit.unflatten(-1, (self.copies, -1)).movedim(-2, 1)
         return result
