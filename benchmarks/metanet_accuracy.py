@@ -62,7 +62,7 @@ ENTRIES = {
         {"width": 64, "layers": 4, "norm": "batch", "head_width": 128, "head_layers": 1, "head_dropout": 0.0},
         lr=2e-3,
     ),
-    "nft, 4 x 64": Entry("nft", {"width": 64}, lr=1e-3, views=1),
+    "nft, 4 x 64": Entry("nft", {"width": 64, "layers": 4, "expansion": 2, "frequencies": 64}, lr=1e-3, views=1),
     "unf": Entry("unf", lr=3e-3),
     "neural_graph": Entry("neural_graph", lr=2e-3),
     "neural_graph, frequencies 0.1, no dropout": Entry(

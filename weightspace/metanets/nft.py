@@ -26,7 +26,7 @@ _PIECE = 2**21
 
 @dataclass(frozen=True)
 class NFTConfig:
-    """Options of :class:`NFT`.
+    """Options of :class:`NFT`, with the sizes of Zhou et al. 2023b (INR2Array).
 
     Args:
         width: Channels per parameter.
@@ -34,16 +34,16 @@ class NFTConfig:
         layers: Number of blocks.
         expansion: Hidden units of the feed-forward map per channel.
         frequencies: Random Fourier features per parameter.
-        frequency_scale: Their deviation, periods per standard deviation of the parameter.
+        frequency_scale: Their deviation, periods per standard deviation of the parameter (theirs: 3 per unit).
         head_width: Hidden units of the head.
         dropout, head_dropout: Rates on what a block adds and inside the head.
     """
 
-    width: int = 128
+    width: int = 256
     heads: int = 4
-    layers: int = 4
-    expansion: int = 2
-    frequencies: int = 64
+    layers: int = 6
+    expansion: int = 4
+    frequencies: int = 128
     frequency_scale: float = 0.5
     head_width: int = 256
     dropout: float = 0.1
