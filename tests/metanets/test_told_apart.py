@@ -204,8 +204,6 @@ OPTIONS = {
     "nfn": {"width": 2, "layers": 2, "head_width": 8},
 }
 SHARED = ("shared_operator", "shared_gmn")
-# one type of relation, bias to gates, holds both biases of a GRU, which enter the last gate differently
-UNNOTICED = {(model, "gru"): {"biases"} for model in SHARED}
 NAMES = {"gmn_features": "gmn", "scale_gmn_bidirectional": "scale_gmn"}
 
 
@@ -279,7 +277,7 @@ def test_wrong_moves_change_the_answer_and_true_ones_do_not(model, case):
     answer, same, *moved = _reader(model, traced, weights)(together).detach().split(2)
     assert _change(same, answer) < 1e-10
     changes = {name: _change(new, answer) for name, new in zip(CASES[case][2], moved, strict=True)}
-    assert {name for name, change in changes.items() if change < 1e-6} == UNNOTICED.get((model, case), set()), changes
+    assert min(changes.values()) > 1e-6, changes
 
 
 @pytest.mark.parametrize(("model", "case"), [("gmn", "lstm"), ("scale_gmn", "gru"), ("scale_gmn", "difference")])

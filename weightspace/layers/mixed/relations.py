@@ -37,11 +37,17 @@ def node_type(layout: BlockLayout, layer: NodeLayer) -> str:
 def relation_type(layout: BlockLayout, block: EdgeBlock) -> str:
     """Role, types of both ends, number of coordinates of parallel edges, and ``each`` for one edge per node.
 
-    The kinds ``input`` and ``output`` of an end mark first and last layers.
+    The kinds ``input`` and ``output`` of an end mark first and last layers. Of several biases or norm parameters of one
+    layer and type the later ones are numbered: both biases of a GRU enter its last gate differently.
     """
     source, target = (node_type(layout, layout.layer(end)) for end in (block.source, block.target))
     each = " each" if block.out == block.inputs == 1 and block.groups > 1 else ""
-    return f"{block.role} {source}->{target} {len(block.offsets[0])}{each}"
+    number = 0
+    if layout.layer(block.source).kind in _SENDERS:
+        here = [b for b in layout.blocks if b.target == block.target and b.role == block.role]
+        alike = [b for b in here if node_type(layout, layout.layer(b.source)) == source]
+        number = next(n for n, b in enumerate(alike) if b is block)
+    return f"{block.role} {source}->{target} {len(block.offsets[0])}{each}" + f" #{number}" * (number > 0)
 
 
 def _links(layout: BlockLayout, source: str) -> list[EdgeBlock]:

@@ -36,6 +36,11 @@ def drawn(edges, channels, heads, depth, dtype=torch.float32, *, scale=1.0):
     ]
 
 
+def attend(inputs, edges, heads, scale):
+    values, weight, bias, receiver, sender = inputs
+    return relational_attention(values, weight, bias, receiver, sender, edges, heads, scale)
+
+
 def equation(inputs, edges, heads, scale):
     """Scores and values of the docstring, one receiver and head at a time; the maxima are constants."""
     e, weight, m, q, given_all = inputs
@@ -88,7 +93,7 @@ def assert_kernels_match(edges, inputs, heads, scale=0.7, **close):
 def test_plain_form_is_the_equation(edges):
     inputs = [x.requires_grad_() for x in drawn(edges, 3, 2, 3, torch.float64)]
     outputs, sent, gradients = expected_of(edges, inputs, 2, 0.7)
-    found = relational_attention(*inputs, edges, 2, 0.7)
+    found = attend(inputs, edges, 2, 0.7)
     assert_close(found, outputs)
     assert_close(torch.autograd.grad(found[1:], inputs, sent), gradients)
     assert not found[0].requires_grad
@@ -144,7 +149,7 @@ def test_bfloat16_is_summed_in_float32():
     edges = sparse([0] * 300, [0] * 300, 1, 1)
     inputs = [x.bfloat16() for x in (torch.zeros(300, 1), torch.zeros(4, 1), torch.ones(1), torch.zeros(1, 1))]
     inputs.append(torch.tensor([[0.0, 1.0]]).bfloat16())
-    for found in (relational_attention(*inputs, edges, 1, 1.0), launch().attention_forward(inputs, edges, 1, 1.0)):
+    for found in (attend(inputs, edges, 1, 1.0), launch().attention_forward(inputs, edges, 1, 1.0)):
         assert [x.item() for x in found] == [0.0, 300.0, 300.0]  # bfloat16 alone stops counting at 256
     assert_kernels_match(many_tiles(), drawn(many_tiles(), 16, 2, 8, torch.bfloat16), 2, 0.3, atol=0.1, rtol=0.03)
 
@@ -154,7 +159,7 @@ def test_sums_of_short_numbers_belong_to_the_rounded_maximum():
     edges = many_tiles()
     inputs = drawn(edges, 3, 2, 5, torch.bfloat16, scale=60.0)
     top, total, weighted = equation([x.double() for x in inputs], edges, 2, 0.9)
-    found = relational_attention(*inputs, edges, 2, 0.9)
+    found = attend(inputs, edges, 2, 0.9)
     assert all(x.dtype == torch.bfloat16 for x in found)
     has = top > -torch.inf
     off = (found[0].double() - top)[has].abs().max()
@@ -163,7 +168,7 @@ def test_sums_of_short_numbers_belong_to_the_rounded_maximum():
     assert (found[0].double() + total.log() - top - total.log())[has].abs().max() > 0.3  # what was not carried over
     mean, wanted = (w.unflatten(1, (2, -1))[has] / z[has][:, None] for z, w in (found[1:], (total, weighted)))
     torch.testing.assert_close(mean.double(), wanted, atol=0.03, rtol=0.03)
-    huge = relational_attention(*drawn(edges, 3, 2, 5, torch.bfloat16, scale=1e7), edges, 2, 0.9)
+    huge = attend(drawn(edges, 3, 2, 5, torch.bfloat16, scale=1e7), edges, 2, 0.9)
     assert all(x[has[:, 0]].isfinite().all() for x in huge)
 
 
@@ -216,11 +221,11 @@ def test_batches_by_vmap():
     edges = GRAPHS["int32"]()
     inputs = [x.requires_grad_() for x in drawn(edges, 3, 2, 3, torch.float64)]
     batch = torch.stack([inputs[0], -inputs[0]])
-    found = torch.vmap(lambda e: relational_attention(e, *inputs[1:], edges, 2, 0.7)[2])(batch)
+    found = torch.vmap(lambda e: attend([e, *inputs[1:]], edges, 2, 0.7)[2])(batch)
     sent = torch.randn(2, 4, 6, dtype=torch.float64)
     gradients = torch.vmap(lambda g: torch.autograd.grad(found[0], inputs, g, retain_graph=True))(sent)
     for n in range(2):
-        torch.testing.assert_close(found[n], relational_attention(batch[n], *inputs[1:], edges, 2, 0.7)[2])
+        torch.testing.assert_close(found[n], attend([batch[n], *inputs[1:]], edges, 2, 0.7)[2])
         one = torch.autograd.grad(found[0], inputs, sent[n], retain_graph=True)
         assert_close([g[n] for g in gradients], one)
 
@@ -228,7 +233,7 @@ def test_batches_by_vmap():
 def test_second_derivatives_are_refused():
     edges = GRAPHS["int32"]()
     inputs = [x.requires_grad_() for x in drawn(edges, 3, 2, 3)]
-    (g,) = torch.autograd.grad(relational_attention(*inputs, edges, 2, 0.7)[2].sum(), inputs[:1], create_graph=True)
+    (g,) = torch.autograd.grad(attend(inputs, edges, 2, 0.7)[2].sum(), inputs[:1], create_graph=True)
     with pytest.raises(SpecError, match="no derivatives of second order"):
         torch.autograd.grad(g.sum(), inputs[1])
 
@@ -243,7 +248,7 @@ def test_heads_too_wide_are_for_plain_torch(depth, reaches, monkeypatch):
     wanted = equation([x.double() for x in inputs], edges, 1, 0.1)
     answers = [x.float() for x in wanted]
     monkeypatch.setattr(kernels, "attention_forward", lambda *x: asked.append(x) or tuple(answers))
-    assert_close(relational_attention(*inputs, edges, 1, 0.1), wanted, **CLOSE)
+    assert_close(attend(inputs, edges, 1, 0.1), wanted, **CLOSE)
     assert bool(asked) == reaches
 
 
