@@ -34,5 +34,5 @@ def only_writer(run_dir: Path) -> Iterator[None]:
                 f"Another process is training in '{run_dir}'. Wait until it has ended, or give another folder."
             ) from None
         except NotImplementedError:
-            pass
+            pass  # a file system without locks: training there is better than refusing to
         yield
