@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from weightspace.errors import SpecError
 from weightspace.layers.linear.equivariant_basis import Partition, Pattern, Reduction, Signature, patterns, reductions
 from weightspace.layers.linear.feature_space import FeatureMap, FeatureSpace
+from weightspace.layers.linear.maxima import maxima
 from weightspace.layers.linear.set_attention import SetAttention
 
 __all__ = ["EquivariantLinear", "Pool", "Reach", "pooled_diagonal"]
@@ -107,6 +108,9 @@ class EquivariantLinear(nn.Module):
         self.in_channels, self.out_channels = list(in_channels), list(out_channels)
         self.reductions, self.patterns = reductions(space), patterns(space)
         self.steps = _steps(self._step_sizes(), self.reductions)
+        self.together: dict[tuple[int, Partition, frozenset[int]], list[int]] = {}
+        for k, step in enumerate(self.steps):
+            self.together.setdefault((step.source, step.partition, step.above), []).append(k)
         self.heads = heads
         self.products = _products(self.reductions, self.patterns, None if reach == "all" else space.neighbours)
         self._build(bias)
@@ -203,15 +207,19 @@ class EquivariantLinear(nn.Module):
             whole = (r.source, r.partition, frozenset(range(len(r.partition))))
             if whole not in values:
                 values[whole] = _diagonal(features[r.source], r.partition)
-        for k, step in enumerate(self.steps):
-            x = values[step.source, step.partition, step.above]
-            values[step.source, step.partition, step.kept] = self._pooled(x, step.axis, k)
+        for (source, partition, above), numbers in self.together.items():
+            steps = [self.steps[k] for k in numbers]
+            for step, pooled in zip(steps, self._pooled(values[source, partition, above], numbers), strict=True):
+                values[source, partition, step.kept] = pooled
         return values
 
-    def _pooled(self, x: Tensor, axis: int, step: int) -> Tensor:
+    def _pooled(self, x: Tensor, steps: list[int]) -> Sequence[Tensor]:
+        """What several steps make of one reduction."""
+        axes = [self.steps[k].axis for k in steps]
         if self.scores is not None:
-            return (x * self.scores[self.score_keys[step]](x).softmax(dim=axis)).sum(axis)
-        return _pool(x, axis, self.pool)
+            scores = [self.scores[self.score_keys[k]](x) for k in steps]
+            return [(x * s.softmax(dim=axis)).sum(axis) for s, axis in zip(scores, axes, strict=True)]
+        return _pool(x, axes, self.pool)
 
     def _writes(self) -> list[tuple[Tensor, Tensor | None, list[tuple[int, slice]]]]:
         """Matrix, constants and the targets of their rows, of every product."""
@@ -277,44 +285,19 @@ def _diagonal(x: Tensor, partition: Partition) -> Tensor:
     return x.permute(0, *(1 + left.index(part[0]) for part in partition), x.ndim - 1)
 
 
-class _Maximum(torch.autograd.Function):
-    """``x.amax(axis)``, whose gradient is divided between the entries that reach the maximum.
-
-    As torch's, but the small gradient is divided and not the large one. Behind ReLU many entries are 0 together.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, axis: int) -> Tensor:
-        return x.amax(axis)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
-        ctx.axis = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        x, largest = ctx.saved_tensors
-        reached = torch.sub(x.detach(), largest.detach().unsqueeze(ctx.axis)).eq_(0)  # a number: no copy from bool
-        shares = grad_outputs[0] / reached.sum(ctx.axis).clamp_(min=1)
-        return reached * shares.unsqueeze(ctx.axis), None
-
-
 def pooled_diagonal(x: Tensor, partition: Partition, pool: Pool) -> Tensor:
     """Everything on the diagonals of a partition pooled, ``(B, *axes, C) -> (B, C)``."""
     x = _diagonal(x, partition)
     while x.ndim > 2:
-        x = _pool(x, 1, pool)
+        (x,) = _pool(x, [1], pool)
     return x
 
 
-def _pool(x: Tensor, axis: int, pool: Pool) -> Tensor:
+def _pool(x: Tensor, axes: Sequence[int], pool: Pool) -> Sequence[Tensor]:
     if pool == "max":
-        return _Maximum.apply(x, axis)
+        return maxima(x, axes)
     # The division after the sum: autograd would divide an expanded gradient of the size of x otherwise.
-    return x.sum(axis) / x.shape[axis] if pool == "mean" else x.sum(axis)
+    return [x.sum(axis) / x.shape[axis] if pool == "mean" else x.sum(axis) for axis in axes]
 
 
 def _moved(x: Tensor, kept: tuple[int, ...]) -> Tensor:
@@ -344,7 +327,7 @@ def _broadcast_sum(parts: list[tuple[tuple[int, ...], Tensor]], rank: int) -> Te
         axes = frozenset(kept)
         for other in [w for w in waiting if w[0] <= axes]:
             # Whole and not a part of a larger product: its memory is ours, and autograd does not need its values.
-            x = x + other[1] if x._is_view() else x.add_(other[1])
+            x = x + other[1] if torch.compiler.is_compiling() or x._is_view() else x.add_(other[1])
             waiting.remove(other)
         waiting.append((axes, x))
     total = waiting.pop()[1]
