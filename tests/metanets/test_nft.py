@@ -148,3 +148,22 @@ def test_copies_and_parameters(copies, layout, random_weights):
 def test_bad_options_are_refused():
     with pytest.raises(SpecError, match="'width' must be a multiple of 'heads' .got 10 and 4"):
         NFTConfig(width=10)
+
+
+def test_what_is_computed_again_meets_the_same_dropout(generator):
+    """Derivatives with everything kept, as under torch.func, and with most of it computed again."""
+    layout = BlockLayout.mlp([2, 3, 1])
+    net = NFT(layout, 2, CONFIG).double()
+    weights = {name: torch.randn(4, *shape, generator=generator).double() for name, shape in layout.shapes}
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(parameters):
+        torch.manual_seed(3)
+        return torch.func.functional_call(net, parameters, (weights,)).square().sum()
+
+    kept = torch.func.grad(loss)(parameters)
+    loss(dict(net.named_parameters())).backward()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p.grad, kept[name], rtol=1e-10, atol=1e-12)
+    torch.manual_seed(3)
+    assert not torch.equal(net(weights), net.eval()(weights))

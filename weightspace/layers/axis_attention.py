@@ -162,8 +162,9 @@ class AxisAttention(nn.Module):
     def forward(self, x: Tensor, again: Callable[[], Tensor] | None = None) -> Tensor:
         """What is added to every parameter; with ``again``, which computes ``x``, it is not kept for the backward."""
         projected = self.project(x) if again is None else linear_of(again, x, self.project)
-        heard = recomputed(self._heard, projected)  # else queries, keys and values are kept once more for every axis
-        return self.table.masked(self.merge(heard) + self.table.spread(self._between_means(x)))
+        # else queries, keys and values are kept once more for every axis
+        merged = recomputed(lambda projected: self.merge(self._heard(projected)), projected)
+        return self.table.masked(merged + self.table.spread(self._between_means(x)))
 
     def _heard(self, projected: Tensor) -> Tensor:
         """Answers of both axes added up, ``(B, E, 3 C) -> (B, E, C)``."""

@@ -14,7 +14,7 @@ from weightspace.layers.axis_attention import AxisAttention, EntryTable
 from weightspace.layers.block_roles import GIVERS
 from weightspace.layers.node_classes import table_rows
 from weightspace.layers.readout import head
-from weightspace.layers.recompute import linear_of
+from weightspace.layers.recompute import recomputed
 from weightspace.metanets.metanet import Metanet
 
 __all__ = ["NFT", "NFTConfig"]
@@ -116,28 +116,18 @@ class _Block(nn.Module):
         width, hidden = config.width, config.expansion * config.width
         self.table, self.norm = table, nn.LayerNorm(width)
         self.attention = AxisAttention(table, width, config.heads)
-        self.dropout = nn.Dropout(config.dropout)
-        self.feed = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, width),
-            nn.Dropout(config.dropout),
-        )
+        self.dropout = config.dropout
+        self.feed = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
         before = x
         normed = lambda: self.table.masked(self.norm(before))  # noqa: E731
-        x = before + self.dropout(self.attention(normed(), normed))
-        return x + self.table.masked(self._fed(x))
+        x = before + self._dropped(self.attention(normed(), normed))
+        return x + self._dropped(self.table.masked(recomputed(self.feed, x)))
 
-    def _fed(self, x: Tensor) -> Tensor:
-        """The feed-forward map; of its steps what enters the norm and the GELU are kept for the backward pass."""
-        norm, first, act, second, dropout = self.feed
-        assert isinstance(first, nn.Linear)
-        assert isinstance(second, nn.Linear)
-        hidden = linear_of(lambda: norm(x), norm(x), first)
-        return dropout(linear_of(lambda: act(hidden), act(hidden), second))
+    def _dropped(self, x: Tensor) -> Tensor:
+        """Dropout that keeps booleans for the backward pass, where ``nn.Dropout`` keeps floats on the CPU."""
+        return torch.native_dropout(x, self.dropout, True)[0] if self.training and self.dropout else x
 
 
 class NFT(Metanet):
