@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from itertools import combinations
 from pathlib import Path
 
@@ -123,6 +124,27 @@ def test_imports_go_one_way(path):
 def test_the_direction_check_sees_a_wrong_import():
     assert _direction_errors("graphs", _imports(ast.parse("def f():\n    from weightspace import zoo"))) == ["zoo"]
     assert _direction_errors("zoo", ["weightspace.graphs.trace", "torch", "weightspace.tasks"]) == ["tasks"]
+
+
+def _taken_from(imports: list[str], modules: dict[str, Path]) -> set[Path]:
+    """Files of the package that imports name: a module, or what is in one."""
+    named = (name if name in modules else name.rpartition(".")[0] for name in imports)
+    return {modules[name] for name in named if name in modules}
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """Imports inside functions count: what needs them to load is a circle all the same."""
+    dotted = {f: ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for f in FILES}
+    modules = {name: f for f, name in dotted.items()}
+    TopologicalSorter({f: _taken_from(_imports(_tree(f)), modules) - {f} for f in FILES}).prepare()
+
+
+def test_the_circle_check_sees_an_import_inside_a_function():
+    a, b = Path("a.py"), Path("b.py")
+    sources = {a: "from weightspace.b import x", b: "def f():\n    import weightspace.a"}
+    modules = {"weightspace.a": a, "weightspace.b": b}
+    with pytest.raises(CycleError):
+        TopologicalSorter({f: _taken_from(_imports(ast.parse(t)), modules) for f, t in sources.items()}).prepare()
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)

@@ -16,7 +16,7 @@ from tests.graphs.message_passing.kernels.graphs import GRAPHS
 from weightspace.graphs.message_passing.kernels import tuning
 from weightspace.graphs.message_passing.kernels.attention_pass_triton import attention_backward, attention_forward
 from weightspace.graphs.message_passing.kernels.edge_pass_triton import pass_backward, pass_forward
-from weightspace.graphs.message_passing.kernels.film_pass import FilmParameters
+from weightspace.graphs.message_passing.kernels.film_parameters import FilmParameters
 from weightspace.graphs.message_passing.kernels.film_pass_triton import film_backward, film_forward
 from weightspace.graphs.message_passing.kernels.operator_triton import operator_backward, operator_forward
 from weightspace.graphs.message_passing.kernels.segment_reduce_triton import reduce_backward, reduce_forward

@@ -3,7 +3,8 @@
 from weightspace.graphs.message_passing.kernels.attention_pass import relational_attention
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists, KernelEdges
 from weightspace.graphs.message_passing.kernels.edge_pass import edge_pass
-from weightspace.graphs.message_passing.kernels.film_pass import FilmParameters, film_pass, product_pass
+from weightspace.graphs.message_passing.kernels.film_parameters import FilmParameters
+from weightspace.graphs.message_passing.kernels.film_pass import film_pass, product_pass
 from weightspace.graphs.message_passing.kernels.operator_pass import operator_fits, operator_pass
 from weightspace.graphs.message_passing.kernels.segment_reduce import segment_reduce
 from weightspace.graphs.message_passing.kernels.segment_softmax import segment_softmax

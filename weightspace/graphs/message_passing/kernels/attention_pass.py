@@ -12,16 +12,13 @@ from torch.nn import functional as F
 
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs.message_passing.autocast import without_autocast
-from weightspace.graphs.message_passing.kernels.available import takes
+from weightspace.graphs.message_passing.kernels.available import MOST_CHANNELS, takes
 from weightspace.graphs.message_passing.kernels.batching import one_by_one
 from weightspace.graphs.message_passing.kernels.edge_lists import KernelEdges
 from weightspace.graphs.message_passing.kernels.refusal import refuse_second_order
 from weightspace.graphs.message_passing.kernels.segment_softmax import segment_softmax, softmax_gradients, wide
 
-__all__ = ["MOST", "relational_attention"]
-
-MOST = 256
-"""Channels of a head that a program of the kernels holds at a time: all of them."""
+__all__ = ["relational_attention"]
 
 
 def relational_attention(
@@ -130,7 +127,7 @@ def _terms(
 
 
 def _takes(*inputs: Tensor, heads: int) -> bool:
-    return len(inputs[2]) <= heads * MOST and takes(*inputs)
+    return len(inputs[2]) <= heads * MOST_CHANNELS and takes(*inputs)
 
 
 _ARGUMENTS = (

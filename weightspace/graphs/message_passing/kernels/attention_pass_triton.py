@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.graphs.message_passing.kernels.attention_pass import MOST
+from weightspace.graphs.message_passing.kernels.available import MOST_CHANNELS
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists, KernelEdges
 from weightspace.graphs.message_passing.kernels.language import (
     dot,
@@ -214,7 +214,7 @@ def _options(edges: Tensor, heads: int, depth: int, lists: EdgeLists, *, backwar
     Tiles are so large that a program for compute capability 9.0 keeps (nearly) all it holds in registers.
     """
     inputs, is_long = edges.shape[1], edges.element_size() > 2
-    block_d = tile(depth, MOST, least=1)
+    block_d = tile(depth, MOST_CHANNELS, least=1)
     block_h = tile(heads, max(1, 64 // block_d), least=max(1, 16 // block_d))
     lanes = block_h * block_d
     block_e = tile(len(edges) // max(1, lists.count), max(16, (2048 if is_long or backward else 4096) // lanes))
@@ -279,7 +279,7 @@ def attention_backward(
     options = _options(values, heads, width // heads, lists, backward=True)
     d_terms, d_ends = values.new_empty(len(values), 3 * width), values.new_empty(len(values), 2 * width)
     d_owner = values.new_empty(lists.num_owners + lists.parts, width, dtype=torch.float32)
-    d_edges, is_whole = torch.empty_like(values), heads <= options["BLOCK_H"] and options["BLOCK_D"] < MOST
+    d_edges, is_whole = torch.empty_like(values), heads <= options["BLOCK_H"] and options["BLOCK_D"] < MOST_CHANNELS
     reached = [x.float().contiguous() for x in (*gradients, top)]
     tensors = [*inputs, *reached, d_terms, d_ends, d_owner, d_edges]
     _launch("attention_backward", _backward, tensors, scale, lists, {"WHOLE": is_whole, **options})

@@ -9,7 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["is_installed", "is_interpreting", "takes"]
+__all__ = ["MOST_CHANNELS", "is_installed", "is_interpreting", "takes"]
+
+MOST_CHANNELS = 256
+"""Inputs of a function, or channels of a head, that a program of the kernels holds at a time: all of them."""
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,28 +14,13 @@ from weightspace.graphs.message_passing.autocast import without_autocast
 from weightspace.graphs.message_passing.kernels.available import takes
 from weightspace.graphs.message_passing.kernels.batching import one_by_one
 from weightspace.graphs.message_passing.kernels.edge_lists import EdgeLists, KernelEdges
+from weightspace.graphs.message_passing.kernels.film_parameters import FilmParameters
 from weightspace.graphs.message_passing.kernels.refusal import refuse_second_order
 from weightspace.graphs.message_passing.kernels.segment_reduce import segment_reduce
 
-__all__ = ["FilmParameters", "film_pass", "product_pass"]
+__all__ = ["film_pass", "product_pass"]
 
 _REDUCTIONS = ("sum", "square", "max", "min")
-
-
-class FilmParameters(NamedTuple):
-    """Linear maps of the edge that scale and shift a message.
-
-    Args:
-        scale: Shape ``(H, C)``.
-        scale_bias: Shape ``(H,)``.
-        shift: Shape ``(H, C)``.
-        shift_bias: Shape ``(H,)``.
-    """
-
-    scale: Tensor
-    scale_bias: Tensor | None = None
-    shift: Tensor | None = None
-    shift_bias: Tensor | None = None
 
 
 def film_pass(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from weightspace.graphs.message_passing.kernels.edge_lists import KernelEdges
-from weightspace.graphs.message_passing.kernels.film_pass import FilmParameters
+from weightspace.graphs.message_passing.kernels.film_parameters import FilmParameters
 from weightspace.graphs.message_passing.kernels.message_backward_triton import Gradients, message_backward
 from weightspace.graphs.message_passing.kernels.message_forward_triton import message_forward
 from weightspace.graphs.message_passing.kernels.message_triton import Messages

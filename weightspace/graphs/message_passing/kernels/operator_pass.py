@@ -10,19 +10,16 @@ from torch.nn import functional as F
 
 from weightspace.errors import ShapeError
 from weightspace.graphs.message_passing.autocast import without_autocast
-from weightspace.graphs.message_passing.kernels.available import takes
+from weightspace.graphs.message_passing.kernels.available import MOST_CHANNELS, takes
 from weightspace.graphs.message_passing.kernels.batching import fold, one_by_one
 from weightspace.graphs.message_passing.kernels.refusal import refuse_second_order
 
-__all__ = ["MOST", "operator_fits", "operator_pass"]
-
-MOST = 256
-"""Inputs of the functions, and channels per head, that a program of the kernels holds at a time: all of them."""
+__all__ = ["operator_fits", "operator_pass"]
 
 
 def operator_fits(positions: int, channels: int) -> bool:
     """Whether the kernels take blocks of ``K`` positions and ``d`` channels per head."""
-    return positions < MOST and channels <= MOST
+    return positions < MOST_CHANNELS and channels <= MOST_CHANNELS
 
 
 def _takes(w: Tensor, units: Tensor, rows: Tensor, columns: Tensor) -> bool:

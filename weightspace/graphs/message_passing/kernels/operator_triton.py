@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightspace.graphs.message_passing.kernels.available import MOST_CHANNELS
 from weightspace.graphs.message_passing.kernels.language import dot, on_device, precision, tile, tl, triton
-from weightspace.graphs.message_passing.kernels.operator_pass import MOST
 from weightspace.graphs.message_passing.kernels.tuning import launch
 
 __all__ = ["operator_backward", "operator_forward"]
@@ -167,9 +167,9 @@ def _functions_backward(
 def _options(units: Tensor, heads: int, depth: int) -> dict[str, Any]:
     hidden, constant = len(units), units.shape[1] - 1
     return {
-        "POSITIONS": constant, "UNITS": hidden, "HEADS": heads, "DEPTH": depth, "BLOCK_K": tile(constant + 1, MOST),
-        "BLOCK_U": tile(hidden, 32), "BLOCK_F": 16, "BLOCK_D": tile(depth, MOST), "SIDE": _SIDE, "num_warps": 8,
-        "num_stages": 1, **precision(),
+        "POSITIONS": constant, "UNITS": hidden, "HEADS": heads, "DEPTH": depth, "SIDE": _SIDE,
+        "BLOCK_K": tile(constant + 1, MOST_CHANNELS), "BLOCK_U": tile(hidden, 32), "BLOCK_F": 16,
+        "BLOCK_D": tile(depth, MOST_CHANNELS), "num_warps": 8, "num_stages": 1, **precision(),
     }  # fmt: skip
 
 
