@@ -1,11 +1,12 @@
 """One layer of a graph network, 64 channels, means in both directions: the executors of the engine and PyG's MetaLayer.
 
-Cases: 64 and 512 INRs 2-32-32-1, 64 small CNNs, 64 CNNs of 8 architectures as one batch, a ResNet-50 with an edge per
-weight. Forward without gradient, and "step": forward with the derivatives by parameters, nodes and edges. Every row is
-a process of its own; those of a case take turns, medians over the rounds are reported. CPU milliseconds are the figure
-to compare, since other work may share the cores (``load``). ``MiB`` is how far one call raised the resident set, at
-most over all calls, the first of the process too. All executors have the same weights; answers and derivatives of all
-tensors are compared with those of MetaLayer in the same run, relative to the largest entry (float32, at most 1e-4).
+Cases: 64 and 512 INRs 2-32-32-1, 16 INRs 2-128-128-1, 64 small CNNs, 64 CNNs of 8 architectures as one batch in two
+widths, a ResNet-50 with an edge per weight. Forward without gradient, and "step": forward with the derivatives by
+parameters, nodes and edges. Every row is a process of its own; those of a case take turns, medians over the rounds are
+reported. CPU milliseconds are the figure to compare, since other work may share the cores (``load``). ``MiB`` is how
+far one call raised the resident set, at most over all calls, the first of the process too. All executors have the same
+weights; answers and derivatives of all tensors are compared with those of MetaLayer in the same run, relative to the
+largest entry (float32, at most 1e-4).
 
 The C library gives large blocks back to the system at once and torch faults them in again page by page; rows marked
 ``kept`` run with settings that let it keep them. ``--compiled`` adds MetaLayer and the layer under ``torch.compile``,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.peers.case import CNN, INR, MIXED
+from benchmarks.peers.case import CNN, INR, MIXED, Case
 from weightspace.graphs import BlockLayout, EdgeBlock, trace
 from weightspace.graphs.message_passing import BlockEdges
 from weightspace.layers import Wires, block_wires
@@ -44,7 +44,9 @@ CASES = {
     "inr64": GraphCase("64 INRs 2-32-32-1", _ALL),
     "inr512": GraphCase("512 INRs 2-32-32-1", _ALL),
     "cnn64": GraphCase("64 CNNs 1-16-16-16-10", _ALL),
+    "inr128": GraphCase("16 INRs 2-128-128-1", _ALL),
     "mixed": GraphCase("64 CNNs of 8 architectures", _ALL),
+    "mixed_wide": GraphCase("the same, twice as wide", _ALL),
     "resnet50": GraphCase("a ResNet-50, an edge per weight", ("fold", "sparse"), 1),
 }
 
@@ -92,19 +94,28 @@ def layouts_of(case: str, resnet: Path | None = None) -> Graphs:
         assert resnet is not None
         layout = BlockLayout.from_json(json.loads(resnet.read_text()))
         return Graphs(layout.num_nodes, [_edge_per_weight(layout, block) for block in layout.blocks])
-    inr = INR.traced().layout() if case in ("inr64", "inr512", "tiny") else None
-    if inr is not None:
-        parts = [(inr, {"inr64": 64, "inr512": 512, "tiny": 1}[case])]
-    elif case == "cnn64":
-        parts = [(CNN.traced().layout(), 64)]
-    else:
-        parts = [(part.traced().layout(), MIXED.batch // len(MIXED.parts)) for part in MIXED.parts]
     start, wires = 0, []
-    for layout, networks in parts:
+    for architecture, networks in _batch(case):
+        layout = architecture.traced().layout()
         for w in block_wires(layout, networks):
             wires.append(Wires(w.topology, _shifted(w.receivers, start), _shifted(w.senders, start)))
         start += layout.num_nodes * networks
     return Graphs(start, wires)
+
+
+def _batch(case: str) -> list[tuple[Case, int]]:
+    """Architectures of a batch, and the networks of each."""
+    if case.startswith("mixed"):
+        parts = [_widened(part) for part in MIXED.parts] if case == "mixed_wide" else MIXED.parts
+        return [(part, MIXED.batch // len(parts)) for part in parts]
+    if case == "inr128":
+        return [(replace(INR, widths=(2, 128, 128, 1)), 16)]
+    return [{"inr64": (INR, 64), "inr512": (INR, 512), "tiny": (INR, 1), "cnn64": (CNN, 64)}[case]]
+
+
+def _widened(case: Case) -> Case:
+    first, *hidden, last = case.widths
+    return replace(case, widths=(first, *(2 * n for n in hidden), last))
 
 
 def write_resnet(path: Path) -> None:
