@@ -14,13 +14,11 @@ from weightspace.metanets.dws import DWSNet, DWSNetConfig
 from weightspace.metanets.gmn import GraphMetanetwork, GraphMetanetworkConfig
 from weightspace.metanets.linear_net import LinearNet, LinearNetConfig
 from weightspace.metanets.metanet import Metanet
-from weightspace.metanets.mixed import (
-    SharedGraphMetanetwork,
-    SharedMetanet,
-    SharedOperatorNet,
-    shared_metanet_from_json,
-)
+from weightspace.metanets.mixed import SharedMetanet
+from weightspace.metanets.mixed_build import shared_metanet_from_json
 from weightspace.metanets.mixed_config import SharedGraphMetanetworkConfig, SharedOperatorNetConfig
+from weightspace.metanets.mixed_gmn import SharedGraphMetanetwork
+from weightspace.metanets.mixed_operator_net import SharedOperatorNet
 from weightspace.metanets.mixed_reader import MixedReader
 from weightspace.metanets.neural_graph import NeuralGraphNet, NeuralGraphNetConfig
 from weightspace.metanets.neural_graph_transformer import NeuralGraphTransformer, NeuralGraphTransformerConfig

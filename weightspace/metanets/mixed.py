@@ -1,4 +1,4 @@
-"""Metanetworks for batches of mixed architectures: one set of parameters, by type of relation."""
+"""What metanetworks for batches of mixed architectures have in common: one set of parameters, by type of relation."""
 
 from __future__ import annotations
 
@@ -13,33 +13,25 @@ from torch import Tensor, nn
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs import BlockLayout
 from weightspace.layers.blocks import join_blocks, read_blocks, running_statistics, tensor_shapes
-from weightspace.layers.messages.edge_states import joined_edges
 from weightspace.layers.mixed.batch_plan import BatchPlan, Rectangles
 from weightspace.layers.mixed.relations import RelationTypes
 from weightspace.layers.mixed.shared_banks import Bank, SharedFunctions, TypedLinear
 from weightspace.layers.mixed.shared_edits import SharedEdits
-from weightspace.layers.mixed.shared_messages import SharedEdgeUpdate, SharedMessages
+from weightspace.layers.mixed.shared_messages import SharedMessages
 from weightspace.layers.mixed.shared_plan import INDEX_FEATURES, SIZE_FEATURES, SharedPlan
 from weightspace.layers.mixed.shared_readout import SharedReadout
 from weightspace.layers.mixed.shared_standardise import SharedStandardise
 from weightspace.layers.readout import head
-from weightspace.metanets.mixed_config import SharedGraphMetanetworkConfig, SharedOperatorNetConfig
-from weightspace.metanets.options import check_answer, check_config, config_from
+from weightspace.metanets.options import check_answer, check_config
 
-__all__ = [
-    "Group",
-    "SharedGraphMetanetwork",
-    "SharedMetanet",
-    "SharedOperatorNet",
-    "shared_metanet_from_json",
-]
+__all__ = ["Group", "MixedBatch", "SharedMetanet"]
 
 Group = tuple[BlockLayout, Mapping[str, Tensor]]
 """Networks of one architecture: their layout, and a state dict with a leading batch axis."""
 
 
 @dataclass(frozen=True)
-class _Batch:
+class MixedBatch:
     """Networks as one graph: numbers of the groups that hold some, and values, as they are and standardised."""
 
     groups: list[int]
@@ -84,6 +76,7 @@ class SharedMetanet(nn.Module, ABC):
         statistics come back as they were.
     """
 
+    name: ClassVar[str]
     config_type: ClassVar[type[Any]]
     kind: Literal["invariant", "equivariant"] = "invariant"
     kept_plans: int = 128
@@ -195,7 +188,7 @@ class SharedMetanet(nn.Module, ABC):
             for n, ((layout, _), old) in enumerate(zip(groups, blocks, strict=True))
         ]
 
-    def _changed(self, batch: _Batch, edits: Mapping[Rectangles, Tensor]) -> dict[int, dict[int, Tensor]]:
+    def _changed(self, batch: MixedBatch, edits: Mapping[Rectangles, Tensor]) -> dict[int, dict[int, Tensor]]:
         """New values of the blocks of every group that holds networks."""
         changed: dict[int, dict[int, Tensor]] = {n: {} for n in batch.groups}
         for part, edit in edits.items():
@@ -225,7 +218,7 @@ class SharedMetanet(nn.Module, ABC):
         like = self.standardise.mean
         return [read_blocks(layout, weights, type(self).__name__, like) for layout, weights in groups]
 
-    def _batch(self, groups: Sequence[Group], blocks: list[dict[int, Tensor]]) -> _Batch | None:
+    def _batch(self, groups: Sequence[Group], blocks: list[dict[int, Tensor]]) -> MixedBatch | None:
         """The networks of all groups as one graph; ``None`` where there are no networks."""
         counts = [len(next(iter(values.values()))) for values in blocks]
         filled = [n for n, count in enumerate(counts) if count]
@@ -233,9 +226,9 @@ class SharedMetanet(nn.Module, ABC):
             return None
         plan = BatchPlan([(self.plan(groups[n][0]), counts[n]) for n in filled], self.padding)
         values = {part: part.stack([blocks[n] for n in filled]) for part in (*plan.features, *plan.operators)}
-        return _Batch(filled, plan, values, *self.standardise(values))
+        return MixedBatch(filled, plan, values, *self.standardise(values))
 
-    def _first_states(self, batch: _Batch) -> Tensor:
+    def _first_states(self, batch: MixedBatch) -> Tensor:
         """States of all nodes before the first round, ``(N, C)``."""
         plan, start, index, size = batch.plan, self.start(), self.index(), self.size()
         maps = {
@@ -257,7 +250,7 @@ class SharedMetanet(nn.Module, ABC):
         return states
 
     @abstractmethod
-    def _states(self, batch: _Batch) -> tuple[Tensor, dict[Rectangles, Tensor]]:
+    def _states(self, batch: MixedBatch) -> tuple[Tensor, dict[Rectangles, Tensor]]:
         """States of the nodes ``(N, C)``, and of the edges ``(heads, M, R, S, K)`` where edges have some."""
 
     def to_json(self) -> dict[str, Any]:
@@ -266,11 +259,10 @@ class SharedMetanet(nn.Module, ABC):
         Raises:
             SpecError: a class of your own, which has no name.
         """
-        if type(self) not in _NAMES:
-            known = [model.__name__ for model in _NAMES]
-            raise SpecError(f"{type(self).__name__} is not among {known}. Record how to build it yourself.")
+        if "name" not in vars(type(self)):
+            raise SpecError(f"{type(self).__name__} has no name of its own. Record how to build it yourself.")
         return {
-            "name": _NAMES[type(self)],
+            "name": self.name,
             "types": self.types.to_json(),
             "out_features": self.out_features,
             "config": asdict(self.config),
@@ -295,107 +287,3 @@ def _check_groups(groups: Sequence[Group]) -> None:
                 f"Group {n} must be a pair of a BlockLayout and weights (got {type(group).__name__}). Pass "
                 "(trace(module, *inputs).layout(), weights)."
             )
-
-
-class SharedOperatorNet(SharedMetanet):
-    """The operator metanetwork with parameters by type: reads MLPs, CNNs of any depth, ResNets, transformers.
-
-    As :class:`~weightspace.metanets.OperatorNet`, but inputs and outputs are nodes with states too. Ours.
-
-    Example:
-        >>> shallow, deep = BlockLayout.mlp([4, 8, 2]), BlockLayout.mlp([4, 8, 8, 8, 2])
-        >>> net = SharedOperatorNet([shallow], 3)
-        >>> weights = {name: torch.zeros(5, *shape) for name, shape in deep.shapes}
-        >>> net([(deep, weights)]).shape
-        torch.Size([5, 3])
-    """
-
-    config_type = SharedOperatorNetConfig
-
-    def __init__(
-        self,
-        architectures: Sequence[BlockLayout] | RelationTypes,
-        out_features: int | None,
-        config: SharedOperatorNetConfig | None = None,
-        *,
-        copies: int = 1,
-    ) -> None:
-        config = config or SharedOperatorNetConfig()
-        super().__init__(architectures, out_features, config, copies=copies)
-        functions = 2 * config.layers * config.heads
-        self.functions = SharedFunctions(
-            len(self.types.relations), functions, config.function_units, linear=config.heads
-        )
-        if out_features is None:
-            self._make_edits(config.heads, config.function_units)
-
-    def _states(self, batch: _Batch) -> tuple[Tensor, dict[Rectangles, Tensor]]:
-        states, functions = self._first_states(batch), self.functions()
-        banks = {}
-        for part in batch.plan.operators:
-            values = SharedFunctions.apply_to(functions[part.type], batch.standard[part], part.places)
-            banks[part] = values.unflatten(0, (-1, 2, self.config.heads)).unbind()
-        for m, layer in enumerate(self.messages):
-            states = layer(batch.plan, states, {part: bank[m].unbind() for part, bank in banks.items()})
-        return states, {}
-
-
-class SharedGraphMetanetwork(SharedMetanet):
-    """The graph metanetwork with parameters by type: a state on every parameter of every architecture.
-
-    After Lim et al. 2024 (Graph Metanetworks), who embed the types of nodes and edges and share all other parameters;
-    here the linear maps differ by type as well. Otherwise as :class:`~weightspace.metanets.GraphMetanetwork`.
-    """
-
-    config_type = SharedGraphMetanetworkConfig
-
-    def __init__(
-        self,
-        architectures: Sequence[BlockLayout] | RelationTypes,
-        out_features: int | None,
-        config: SharedGraphMetanetworkConfig | None = None,
-        *,
-        copies: int = 1,
-    ) -> None:
-        config = config or SharedGraphMetanetworkConfig()
-        super().__init__(architectures, out_features, config, copies=copies)
-        relations = len(self.types.relations)
-        self.functions = SharedFunctions(relations, config.edge_width, config.edge_units, linear=config.edge_width)
-        self.updates = nn.ModuleList(
-            SharedEdgeUpdate(relations, config.width, config.edge_width) for _ in range(config.layers - 1)
-        )
-        if out_features is None:
-            self._make_edits(config.edge_width, config.edge_units)
-
-    def _states(self, batch: _Batch) -> tuple[Tensor, dict[Rectangles, Tensor]]:
-        states, functions = self._first_states(batch), self.functions()
-        edges = {
-            part: SharedFunctions.apply_to(functions[part.type], batch.standard[part], part.places, joined=False)
-            for part in batch.plan.operators
-        }
-        for m, layer in enumerate(self.messages):
-            joined = {part: joined_edges(e) for part, e in edges.items()}
-            states = layer(batch.plan, states, {part: (e, e) for part, e in joined.items()})
-            if m < len(self.updates):
-                edges = self.updates[m](batch.plan, edges, states)
-        return states, edges
-
-
-_NAMES: dict[type[SharedMetanet], str] = {
-    SharedOperatorNet: "shared-operator",
-    SharedGraphMetanetwork: "shared-gmn",
-}
-
-
-def shared_metanet_from_json(record: Mapping[str, Any]) -> SharedMetanet:
-    """Make the metanetwork that ``to_json`` described; its parameters are fresh.
-
-    Raises:
-        SpecError: unknown name or option.
-    """
-    model = next((model for model, name in _NAMES.items() if name == record["name"]), None)
-    if model is None:
-        raise SpecError(f"'name' must be one of {list(_NAMES.values())} (got '{record['name']}').")
-    config = config_from(model.config_type, record["config"], f"'{record['name']}'")
-    types, copies = RelationTypes.from_json(record["types"]), record.get("copies", 1)
-    return model(types, record["out_features"], config, copies=copies)
