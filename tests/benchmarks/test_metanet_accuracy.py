@@ -1,4 +1,4 @@
-"""The script that trains every metanetwork at one budget names finished runs of another budget."""
+"""The script that trains every metanetwork at one budget: runs of another budget, rows made elsewhere."""
 
 import json
 import sys
@@ -47,3 +47,20 @@ def test_finished_runs_of_another_budget_are_named(main, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main("--models", "dws", "--plain", "--seeds", "2", "--cpu-seconds", "200")
     assert "dws-plain" in capsys.readouterr().err
+
+
+def row(model: str, seeds: int, accuracy: float, **others: object) -> dict[str, object]:
+    same = {"zoo": "digits", "augmented": True, "budget_cpu_seconds": 300.0}
+    return same | {"model": model, "seeds": seeds, "test_accuracy": accuracy} | others
+
+
+def test_rows_of_runs_elsewhere_stay_until_as_many_seeds_are_here():
+    elsewhere = [row("gmn", 3, 0.8), row("dws", 1, 0.7), row("dws", 1, 0.6, augmented=False)]
+    here = [row("gmn", 1, 0.9), row("dws", 3, 0.75), row("unf", 1, 0.85), row("dws", 1, 0.5, augmented=False)]
+    table = metanet_accuracy.merged(here, elsewhere)
+    assert [(r["model"], r["seeds"], r["test_accuracy"]) for r in table] == [
+        ("unf", 1, 0.85),
+        ("gmn", 3, 0.8),
+        ("dws", 3, 0.75),
+        ("dws", 1, 0.5),
+    ]
