@@ -11,6 +11,8 @@ from unittest.mock import MagicMock
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks.peers.case import Case
 
@@ -51,6 +53,24 @@ class TorchSubject:
         """Answers and the gradient of all parameters."""
         self.model.zero_grad()
         self.model(self.inputs()).square().mean().backward()
+
+    def products(self) -> int:
+        """Floating-point operations of the matrix products of a step."""
+        with _Products() as counted:
+            self.step()
+        return counted.flop
+
+
+class _Products(TorchDispatchMode):
+    """Counts matrix products. The counter of torch follows modules too, and fails for those that run in backward."""
+
+    flop = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.flop += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def alone(prepare: Callable[[dict[str, Tensor]], Callable[[], Any]]) -> Callable[[Parts], Callable[[], Any]]:

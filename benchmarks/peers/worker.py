@@ -84,6 +84,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (addressed() + row["limit"], resource.RLIM_INFINITY))
     replies.write(json.dumps({"parameters": subject.parameters}) + "\n")
     for line in sys.stdin:
+        if line.strip() == "products":
+            replies.write(json.dumps({"flop": subject.products()}) + "\n")
+            continue
         try:
             taken: dict[str, Any] = timed(getattr(subject, line.strip()))
         except (RuntimeError, MemoryError) as error:
