@@ -22,6 +22,7 @@ class SharedOperatorNet(SharedMetanet):
     As :class:`~weightspace.metanets.OperatorNet`, but inputs and outputs are nodes with states too. Ours.
 
     Example:
+        >>> import torch
         >>> shallow, deep = BlockLayout.mlp([4, 8, 2]), BlockLayout.mlp([4, 8, 8, 8, 2])
         >>> net = SharedOperatorNet([shallow], 3)
         >>> weights = {name: torch.zeros(5, *shape) for name, shape in deep.shapes}
