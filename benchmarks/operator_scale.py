@@ -5,7 +5,7 @@ Rows: forward without autograd (``forward``), and forward with the gradient to t
 is the highest resident memory of the call, less what the process held before it drew the weights that are read, so that
 these, the metanetwork and all temporaries are counted. Random weights, one network. ``seconds`` is the better of two
 calls, CPU seconds are beside it as other work may share the cores (``load``: processes that wanted one). Rows are added
-to what the result file holds.
+to what the result file holds. Needs the extra ``families``.
 
     python benchmarks/operator_scale.py [--only resnet50] [--threads 1 2]
 """
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,8 @@ def main() -> None:
     parser.add_argument("--trace", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if missing := [name for name in ("timm", "transformers") if find_spec(name) is None]:
+        parser.error(f"it needs {' and '.join(missing)}: pip install --editable '.[families]'")
     if args.trace:
         trace_to(Path(args.trace[0]), args.trace[1])
         return
