@@ -182,7 +182,7 @@ def test_queries_keys_and_values_are_told_apart():
     assert isinstance(net, OperatorNet)
     states = net.embedding(blocks, net.standardise(blocks))[fused.name][0]
     parts = [states[torch.tensor(fused.index) == k] for k in sorted(set(fused.index or ()))]
-    assert all(torch.allclose(part, part[:1], rtol=1e-12, atol=1e-12) for part in parts)
+    assert all(torch.allclose(part, part[:1], rtol=0, atol=1e-15) for part in parts)
     assert all((a[0] - b[0]).abs().max() > 0.1 for a, b in zip(parts, parts[1:] + parts[:1], strict=True))
     key = next(b.view.parameter for b in layout.blocks if b.view and b.target == fused.name and b.role == "weight")
     axis = 1 + (weights[key].shape[1:].index(fused.size))

@@ -62,6 +62,7 @@ class SharedMetanet(nn.Module, ABC):
           ``(B, copies, *parameter shape)``.
 
     Attributes:
+        name: What checkpoints call the class; a subclass that is to be saved has its own.
         kept_plans: Architectures whose numbers and indices are kept; of more, the one read longest ago goes.
         padding: Edges that may be filled up so that blocks of different sizes share a rectangle, see
             :class:`~weightspace.layers.BatchPlan`; 0 for rectangles of equal blocks only. The answers are the same.
