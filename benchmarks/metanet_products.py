@@ -1,9 +1,9 @@
 """Work that no code can leave out: matrix products of a step of every metanetwork, next to the public code of its kind.
 
 Counted, not timed, with the pairs of ``metanet_speed.py``: floating-point operations of all matrix products of forward
-and backward, those that backward computes again included, on batches of 64 networks. Counted on 8, as every product
-grows with the batch. Where ours and the public code need the same products, neither can be faster than they are; at the
-speed of large ones (``roofline.py``) they are a floor of the time.
+and backward, those that backward computes again included, on batches of 64 networks. Where ours and the public code
+need the same products, neither can be faster than they are; at the speed of large ones (``roofline.py``) they are a
+floor of the time.
 
     python benchmarks/metanet_products.py --peers FOLDER [--only dws nfn] [--cases A]
 
@@ -30,16 +30,16 @@ from benchmarks.engine.process import Process
 from benchmarks.peers.pairs import Pair, Row, pairs
 
 RESULT = Path(__file__).parent / "results" / "metanet_products.json"
-NETWORKS, COUNTED = 64, 8
+NETWORKS = 64
 
 
 def gflop(pair: Pair, row: Row, peers: str | None) -> float:
     """Products of a step on 64 networks, in a process of its own: packages of public code have the same names."""
-    order = {"case": pair.case, "networks": COUNTED, "threads": 1, "limit": 16 << 30, "peers": peers}
+    order = {"case": pair.case, "networks": NETWORKS, "threads": 1, "limit": 16 << 30, "peers": peers}
     order |= {"maker": row.maker, "options": row.options}
     process = Process(row.name, "benchmarks.peers.worker", order)
     try:
-        return process.ask("products")["flop"] * NETWORKS / COUNTED / 1e9
+        return process.ask("products")["flop"] / 1e9
     finally:
         process.close()
 

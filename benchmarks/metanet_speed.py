@@ -7,7 +7,9 @@ medians over the rounds are reported. CPU seconds are the figure to compare, sin
 ``MiB`` is the growth of the resident set during one call; the first call of a process counts too. Graphs of peers are
 built outside the timed part where their own data loaders do it. A model whose first call took longer than ``--budget``
 seconds of CPU is not called again. No model may take more than ``--limit`` GiB: a larger batch that would by what 64
-networks took is not tried, and a call that does ends there; both are rows that say so.
+networks took is not tried, and a call that does ends there; both are rows that say so. Rows called *compiled* go
+through ``torch.compile``, whose own time is not counted. Of a step of our others, seconds by kind of operation are kept
+too, from one more call under the profiler: ``--markdown limits`` says how fast it would be if products were all.
 
 The large blocks of PyTorch's default allocator go back to the system at once and are faulted in again page by page;
 ``--allocators kept`` lets the C library keep them. Rows of earlier runs stay in the file until they are measured again;
@@ -43,7 +45,7 @@ import torch
 from benchmarks.engine.process import ALLOCATORS, Process
 from benchmarks.peers.case import CASES
 from benchmarks.peers.pairs import Pair, Row, pairs
-from benchmarks.peers.table import by_allocator, in_pairs
+from benchmarks.peers.table import by_allocator, in_pairs, limits
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "metanet_speed.json"
@@ -67,7 +69,8 @@ class Worker(Process):
         self.row, self.cannot = row, cannot
         self.calls: dict[str, list[dict[str, float]]] = {a: [] for a in args.actions if a not in cannot}
         order = {key: head[key] for key in ("case", "networks", "threads")}
-        order |= {"maker": row.maker, "options": row.options, "peers": args.peers, "limit": int(args.limit * 2**30)}
+        order |= {"maker": row.maker, "options": row.options, "compiled": row.compiled}
+        order |= {"peers": args.peers, "limit": int(args.limit * 2**30)}
         flags = {"XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={'false' if args.threads == 1 else 'true'}"}
         super().__init__(row.name, "benchmarks.peers.worker", order, head["allocator"], flags)
 
@@ -82,7 +85,7 @@ class Worker(Process):
         return sum(calls[-1]["cpu"] for calls in self.calls.values() if calls)
 
     def summary(self) -> dict[str, Any]:
-        """Medians over the calls but the first, or the first where it is the only one."""
+        """Medians over the calls but the first, or the first where it is the only one; of ours, parts of a step too."""
         found: dict[str, Any] = {"parameters": int(self.greeting["parameters"])}
         for action, calls in self.calls.items():
             if action in self.cannot:
@@ -96,6 +99,8 @@ class Worker(Process):
                 "rounds": len(timed),
                 "first_call_counted": len(calls) == 1,
             }
+        if "step" in found and self.row.maker == "ours" and not self.row.compiled:
+            found["step_parts_s"] = self.ask("parts")
         return found
 
 
@@ -221,13 +226,11 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=16.0, help="GiB a model may take")
     parser.add_argument("--out", type=Path, default=RESULT, help="file of results")
     parser.add_argument("--resume", action="store_true", help="leave out what the file of results has")
-    parser.add_argument(
-        "--markdown", choices=["allocators", "pairs"], help="print a table of the file, measure nothing"
-    )
+    tables = {"allocators": by_allocator, "pairs": in_pairs, "limits": limits}
+    parser.add_argument("--markdown", choices=list(tables), help="print a table of the file, measure nothing")
     args = parser.parse_args()
     if args.markdown:
-        known = rows_in(args.out)
-        print(by_allocator(known) if args.markdown == "allocators" else in_pairs(known, args.threads))
+        print(tables[args.markdown](rows_in(args.out), args.threads))
         return
     began = time.time()
     for allocator in args.allocators:

@@ -23,12 +23,16 @@ _LABELLED = ("ends", "positions", "bidirectional", "dense", "set_heads")
 
 @dataclass(frozen=True)
 class Row:
-    """One model: the file of this folder that builds it, and the options it is given; variants are not ``main``."""
+    """One model: the file of this folder that builds it, and the options it is given; variants are not ``main``.
+
+    ``compiled`` ones go through ``torch.compile``.
+    """
 
     name: str
     maker: str
     options: dict[str, Any]
     main: bool = True
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,13 @@ def _variant(row: Row) -> Row:
     return replace(row, main=False)
 
 
+def _with_compiled(pair: Pair) -> list[Pair]:
+    """A pair, and the first of ours compiled, next to public code as it is and compiled."""
+    made = lambda row: replace(row, name=f"{row.name}, compiled", compiled=True, main=False)  # noqa: E731
+    peer = pair.peers[0]
+    return [pair, replace(pair, ours=(made(pair.ours[0]),), peers=(_variant(peer), made(peer)))]
+
+
 def _linear() -> list[Pair]:
     """DWS, NFN and UNF."""
 
@@ -80,9 +91,9 @@ def _linear() -> list[Pair]:
     sets = {"ends": "sets", "positions": "sets"}
     both = lambda **more: (_ours("nfn", ends="sets", **more), _variant(_ours("nfn", ends="channels", **more)))  # noqa: E731
     return [
-        Pair("published", "A", (_ours("dws"), attentive), (dws("ds", hidden_dim=32, n_hidden=4), sab)),
+        *_with_compiled(Pair("published", "A", (_ours("dws"), attentive), (dws("ds", hidden_dim=32, n_hidden=4), sab))),
         Pair("published", "B", (_ours("dws"),), cannot=(("DWSNets", "reads multilayer perceptrons only"),)),
-        Pair("equal", "A", (_ours("dws", **_FOUR),), (dws("ds", hidden_dim=64, n_hidden=3),)),
+        *_with_compiled(Pair("equal", "A", (_ours("dws", **_FOUR),), (dws("ds", hidden_dim=64, n_hidden=3),))),
         Pair("published", "A", both(**wide), (nfn("NP", places=True, **inr), _variant(nfn("HNP", **inr)))),
         Pair("published", "B", both(**narrow), (nfn("NP-PosEmb", **cnn), _variant(nfn("HNP", **cnn)))),
         *(
@@ -141,10 +152,9 @@ def _messages() -> list[Pair]:
         }
         config = {"readout": "last_layer", **sizes}
         ours = _ours("scale_gmn", bidirectional=True, **config)
-        return [
-            Pair(size, case, (_ours("scale_gmn", **config),), (peers[""],)),
-            Pair(size, case, (_variant(ours),), (_variant(peers["_bidir"]),)),
-        ]
+        forward = Pair(size, case, (_ours("scale_gmn", **config),), (peers[""],))
+        both = Pair(size, case, (_variant(ours),), (_variant(peers["_bidir"]),))
+        return [*_with_compiled(forward), both] if case == "B" else [forward, both]
 
     meta = (Row(_META_LAYER, "meta_layer", {"width": 64, "rounds": 4}),)
     wide = _ours("gmn", **_FOUR, edge_width=64, edge_units=64)

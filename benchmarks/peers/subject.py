@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.peers.case import Case
+from benchmarks.peers.kinds import seconds_by_kind
 
 __all__ = ["Parts", "TorchSubject", "alone", "layers_of", "put_on_path", "stub"]
 
@@ -40,9 +41,17 @@ class TorchSubject:
         self.model, self.prepare = model.eval(), prepare
         self.parameters = sum(p.numel() for p in model.parameters())
 
+    def compile(self) -> None:
+        """Let ``torch.compile`` make code for the sizes of the batch that is loaded next; done there."""
+        self.model.compile(dynamic=False)
+        self.warms_up = False
+
     def load(self, parts: Parts) -> None:
         """Take this batch from now on."""
         self.inputs = self.prepare(parts)
+        if not self.warms_up:
+            self.forward()
+            self.step()
 
     def forward(self) -> None:
         """Answers, no gradient."""
@@ -54,11 +63,15 @@ class TorchSubject:
         self.model.zero_grad()
         self.model(self.inputs()).square().mean().backward()
 
-    def products(self) -> int:
-        """Floating-point operations of the matrix products of a step."""
+    def products(self) -> dict[str, int]:
+        """Floating-point operations of the matrix products of a step, ``"flop"``."""
         with _Products() as counted:
             self.step()
-        return counted.flop
+        return {"flop": counted.flop}
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of a step by kind of operation."""
+        return seconds_by_kind(self.step)
 
 
 class _Products(TorchDispatchMode):

@@ -75,6 +75,8 @@ def main() -> None:
         sys.path += [str(path) for path in folder.glob("venv/lib/python*/site-packages")]
     case = CASES[row["case"]]
     subject = importlib.import_module(f"benchmarks.peers.{row['maker']}").build(case, row["options"], folder)
+    if row.get("compiled"):
+        subject.compile()
     if subject.warms_up:
         subject.load(batch_of(case, 2))
         subject.forward()
@@ -84,8 +86,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (addressed() + row["limit"], resource.RLIM_INFINITY))
     replies.write(json.dumps({"parameters": subject.parameters}) + "\n")
     for line in sys.stdin:
-        if line.strip() == "products":
-            replies.write(json.dumps({"flop": subject.products()}) + "\n")
+        if line.strip() in ("products", "parts"):
+            replies.write(json.dumps(getattr(subject, line.strip())()) + "\n")
             continue
         try:
             taken: dict[str, Any] = timed(getattr(subject, line.strip()))

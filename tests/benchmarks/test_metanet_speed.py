@@ -13,9 +13,10 @@ from benchmarks.engine.process import Process
 from benchmarks.metanet_speed import batches_of, is_there, measure, rows_in, store, too_large
 from benchmarks.peers.case import CASES, CNN, INR, MIXED, parts_of
 from benchmarks.peers.graphs import graph_batch
+from benchmarks.peers.kinds import KINDS, kind_of, seconds_by_kind
 from benchmarks.peers.meta_layer import TextbookGraphNetwork
 from benchmarks.peers.pairs import Pair, Row, pairs
-from benchmarks.peers.table import by_allocator, in_pairs
+from benchmarks.peers.table import by_allocator, in_pairs, limits
 
 HEAD = {"case": "A", "networks": 64, "size": "published", "of": "ours", "allocator": "default", "threads": 1}
 MLP = Row("mlp", "ours", {"name": "mlp"})
@@ -40,7 +41,29 @@ def test_a_pair_is_measured_in_processes_and_reasons_are_rows() -> None:
     assert not mine["step"]["first_call_counted"]
     assert mine["parameters"] > 512 * 512  # its middle layer
     assert "forward" not in mine
+    assert set(mine["step_parts_s"]) == set(KINDS)
+    assert mine["step_parts_s"]["products"] > 0
     assert other["cannot"] == {"step": "reads no such thing"}
+
+
+def test_a_compiled_model_is_compiled_for_its_batch_before_it_is_timed() -> None:
+    compiled = Row("mlp, compiled", "ours", MLP.options, compiled=True)
+    (found,) = measure(Pair("published", "A", (compiled,)), {**HEAD, "networks": 3}, [], options())
+    assert found["step"]["cpu_s"] < 1.0  # compiling takes seconds
+    assert "step_parts_s" not in found
+
+
+def test_operations_have_kinds_and_a_step_is_told_apart() -> None:
+    names = "addmm mm native_batch_norm_backward sum copy_ threshold_backward add_ mul as_strided max_pool2d".split()
+    assert [kind_of(f"aten::{name}") for name in names] == [
+        "products", "products", "norms", "reductions", "copies", "pointwise", "pointwise", "pointwise", "rest",
+        "pointwise",
+    ]  # fmt: skip
+    assert kind_of("MmBackward0") == "rest"
+    x = torch.ones(64, 64)
+    found = seconds_by_kind(lambda: (x @ x).sum())
+    assert {kind for kind, seconds in found.items() if seconds} >= {"products", "reductions"}
+    assert not found["norms"]
 
 
 def test_a_call_that_outgrows_the_limit_is_a_row_that_says_so() -> None:
@@ -120,6 +143,21 @@ def test_pairs_stand_side_by_side_and_what_has_no_public_code_alone() -> None:
         "| 0.40 |",
     ]
     assert in_pairs(rows, threads=2).count("\n") == 1
+
+
+def test_one_of_ours_alone_stands_beside_all_public_code_and_limits_are_by_its_products() -> None:
+    def timed(model: str, seconds: float, **more: Any) -> dict:
+        step = {"wall_s": seconds, "growth_mib": 10.0}
+        return {**row(model), "parameters": 7, "options": {}, "step": step, "forward": step, **more}
+
+    parts = dict.fromkeys(KINDS, 0.0) | {"products": 0.03, "norms": 0.02, "rest": 0.05}
+    rows = [timed("ours", 0.2, options={"name": "ours"}, step_parts_s=parts), timed("theirs", 0.5), timed("other", 0.4)]
+    pairs_of = [line.split(" | ")[6:11:4] for line in in_pairs(rows, threads=1).splitlines()[2:]]
+    assert pairs_of == [["theirs", "2.5 / 2.5"], ["other", "2.0 / 2.0"]]
+    assert limits(rows, threads=1).splitlines()[2:] == [
+        "| A | published | ours | 200 | 30% | 20% | 0% | 0% | 0% | 50% | 2.5 | 8.3 |",
+        "| A | published | ours | 200 | 30% | 20% | 0% | 0% | 0% | 50% | 2.0 | 6.7 |",
+    ]
 
 
 def test_every_public_code_is_measured_or_has_a_reason_in_every_case() -> None:
