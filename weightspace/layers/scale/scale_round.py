@@ -22,9 +22,9 @@ __all__ = ["EdgeKey", "Route", "RoundPlan", "ScaleRound", "plan_rounds", "routes
 EdgeKey = tuple[int, Side]
 """Number of a block and the side its messages go to."""
 _KEPT = 2**21
-"""Numbers of a block's edge states up to which backward keeps what forward computed, instead of computing it again piece
-by piece. Measured on 64 small CNNs, one core: 0.72 of a step with 64 channels, 0.79 with 128; four times as many, on
-64 INRs: the same time."""
+"""Numbers of a block's edge states up to which backward keeps what forward computed, instead of computing it again in
+pieces. Measured on 64 small CNNs, one core: 0.72 of a step with 64 channels, 0.79 with 128; four times as many, on 64
+INRs: the same time."""
 
 
 @dataclass(frozen=True)
