@@ -9,7 +9,7 @@ built outside the timed part where their own data loaders do it. A model whose f
 seconds of CPU is not called again. No model may take more than ``--limit`` GiB: a larger batch that would by what 64
 networks took is not tried, and a call that does ends there; both are rows that say so. Rows called *compiled* go
 through ``torch.compile``, whose own time is not counted. Of a step of our others, seconds by kind of operation are kept
-too, from one more call under the profiler: ``--markdown limits`` says how fast it would be if products were all.
+too, from calls under the profiler: ``--markdown limits`` says how fast it would be if products were all.
 
 The large blocks of PyTorch's default allocator go back to the system at once and are faulted in again page by page;
 ``--allocators kept`` lets the C library keep them. Rows of earlier runs stay in the file until they are measured again;

@@ -155,8 +155,8 @@ def test_one_of_ours_alone_stands_beside_all_public_code_and_limits_are_by_its_p
     pairs_of = [line.split(" | ")[6:11:4] for line in in_pairs(rows, threads=1).splitlines()[2:]]
     assert pairs_of == [["theirs", "2.5 / 2.5"], ["other", "2.0 / 2.0"]]
     assert limits(rows, threads=1).splitlines()[2:] == [
-        "| A | published | ours | 200 | 30% | 20% | 0% | 0% | 0% | 50% | 2.5 | 8.3 |",
-        "| A | published | ours | 200 | 30% | 20% | 0% | 0% | 0% | 50% | 2.0 | 6.7 |",
+        "| A | published | ours | 200 | 30% | 20% | 0% | 0% | 0% | 50% | 2.5 | 16.7 |",
+        "| A | published | ours | 200 | 30% | 20% | 0% | 0% | 0% | 50% | 2.0 | 13.3 |",
     ]
 
 
