@@ -157,7 +157,10 @@ class _Functional:
 def _piece_numbers(device: torch.device, channel_axis: int) -> int:
     """Numbers of the widest tensor of a piece."""
     per_thread = _PIECE_NUMBERS.get((device.type, channel_axis))
-    return _PIECE_NUMBERS_ELSEWHERE if per_thread is None else per_thread * torch.get_num_threads()
+    if per_thread is None:
+        return _PIECE_NUMBERS_ELSEWHERE
+    # a graph that is compiled would break at the question
+    return per_thread if torch.compiler.is_compiling() else per_thread * torch.get_num_threads()
 
 
 @dataclass(frozen=True)

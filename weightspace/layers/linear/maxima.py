@@ -14,8 +14,8 @@ from weightspace.graphs.message_passing.func_transforms import is_transformed
 __all__ = ["maxima"]
 
 _PIECE = 2**19
-"""Numbers of the tensor at a time in backward. Measured: from 2**18 to 2**20 a step of DWS on two threads takes the same
-time within a tenth."""
+"""Numbers of the tensor at a time in backward. Measured: from 2**18 to 2**20 a step of DWS takes the same time within a
+tenth."""
 
 
 def maxima(x: Tensor, axes: Sequence[int]) -> tuple[Tensor, ...]:
