@@ -149,6 +149,20 @@ def test_a_constant_per_neuron_is_found_out() -> None:
         assert_equivariant(function, random_weights(space, 2), permutation_action(space))
 
 
+@pytest.mark.parametrize(("pool", "heads"), [("mean", 0), ("sum", 0), ("mean", 2), ("max", 0), ("attention", 0)])
+@pytest.mark.parametrize("name", SPACES)
+def test_what_networks_share_counts_as_if_it_were_added_to_each(name, pool, heads) -> None:
+    features = FeatureSpace(SPACES[name]())
+    layer = EquivariantLinear(features, [m.free for m in features.maps], [3] * len(features), pool=pool, heads=heads)
+    layer = layer.double()
+    batch = [torch.randn(4, *m.sizes, m.free, dtype=torch.float64) for m in features.maps]
+    shared = [None if n % 2 else torch.randn_like(x[:1]) for n, x in enumerate(batch)]
+    added = [x if v is None else x + v for x, v in zip(batch, shared, strict=True)]
+    for y, wanted, plain in zip(layer(batch, shared), layer(added), layer(batch), strict=True):
+        torch.testing.assert_close(y, wanted, rtol=1e-10, atol=1e-10)
+        assert not torch.allclose(y, plain)
+
+
 @pytest.mark.parametrize("pool", ["mean", "max", "attention"])
 @pytest.mark.parametrize("name", ["mlp", "recurrent"])
 def test_gradients(name, pool) -> None:

@@ -97,7 +97,7 @@ def test_features_keep_their_mean_square_at_the_start(name, architecture) -> Non
     weights = weights_of(space, 64, seed=1)
     x = net.encode(net.features.read(net.standardise(net._blocks(weights))))
     for k, linear in enumerate(net.linears):
-        answers = linear(net.positions[k](x))
+        answers = linear(x, net.positions[k]())
         for y in answers:
             assert 0.2 < y.detach().square().mean() < 5
         x = net._activate(answers, k)

@@ -219,7 +219,7 @@ class LinearNet(Metanet):
         x = self.encode([torch.randn(shape, generator=generator) for shape in shapes])
         for k, linear in enumerate(self.linears):
             assert isinstance(linear, EquivariantLinear)
-            x = linear.calibrate(self.positions[k](x))
+            x = linear.calibrate(x, self.positions[k]())
             x = self._activate(x, k) if k < len(self.norms) else x
         for module in self.norms.modules():
             if isinstance(module, _BatchNorm):
@@ -243,7 +243,7 @@ class LinearNet(Metanet):
         """Features behind the last nonlinearity."""
         x = self.encode(self.features.read(standard))
         for k in range(len(self.norms)):
-            x = self._activate(self.linears[k](self.positions[k](x)), k)
+            x = self._activate(self.linears[k](x, self.positions[k]()), k)
         return x
 
     def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
@@ -252,7 +252,7 @@ class LinearNet(Metanet):
     def _edits(
         self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]
     ) -> dict[int, Tensor]:
-        edits = self.linears[-1](self.positions[-1](self._hidden(standard)))
+        edits = self.linears[-1](self._hidden(standard), self.positions[-1]())
         return self.features.write([self.decode[k](x) for k, x in zip(self.slots, edits, strict=True)], self.copies)
 
     def _edit_lengths(self) -> Tensor:
@@ -261,10 +261,11 @@ class LinearNet(Metanet):
 
 
 class _EndEmbedding(nn.Module):
-    """Adds to every feature map a learned vector for each input, output or position its axes run over."""
+    """A learned vector for each input, output or position that the axes of the feature maps run over."""
 
     def __init__(self, features: FeatureSpace, ends: frozenset[str], channels: list[int], slots: list[int]) -> None:
         super().__init__()
+        self.sizes = [m.sizes for m in features.maps]
         self.axes = [
             [(slot, k) for k, group in enumerate(m.groups) if group in ends]
             for m, slot in zip(features.maps, slots, strict=True)
@@ -277,15 +278,18 @@ class _EndEmbedding(nn.Module):
         self.numbers = {axis: n for n, axis in enumerate(sorted(shapes))}
         self.vectors = nn.ParameterList(nn.Parameter(torch.randn(shapes[axis])) for axis in self.numbers)
 
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
-        result = []
-        for x, axes in zip(features, self.axes, strict=True):
+    def forward(self) -> list[Tensor | None]:
+        """Their sum, ``(1, *set sizes, channels)``, or ``None``, for every map."""
+        result: list[Tensor | None] = []
+        for sizes, axes in zip(self.sizes, self.axes, strict=True):
+            total: Tensor | None = None
             for axis in axes:
                 vector = self.vectors[self.numbers[axis]]
-                shape = [1] * x.ndim
-                shape[1 + axis[1]], shape[-1] = vector.shape
-                x = x + vector.view(shape)
-            result.append(x)
+                shape = [1] * (len(sizes) + 1)
+                shape[1 + axis[1]], channels = vector.shape
+                one = vector.view(*shape, channels).expand(1, *sizes, channels)
+                total = one if total is None else total + one
+            result.append(total)
         return result
 
 

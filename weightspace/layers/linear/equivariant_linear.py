@@ -162,15 +162,20 @@ class EquivariantLinear(nn.Module):
                 for target, rows in writes:
                     weight[rows] *= max(1, fan_in[target]) ** -0.5
 
+    @property
+    def _is_linear(self) -> bool:
+        """Whether a sum goes through as its parts do, but for the constants."""
+        return self.pool in ("mean", "sum") and not self.heads
+
     @torch.no_grad()
-    def calibrate(self, features: Sequence[Tensor]) -> list[Tensor]:
+    def calibrate(self, features: Sequence[Tensor], shared: Sequence[Tensor | None] = ()) -> list[Tensor]:
         """Scale the weights of every target so that its mean square on these features is 1; returns the result.
 
         How strongly pooled features vary depends on what they are pooled from, so no rule for the variance of weights
         holds the second moment through a stack of layers; measuring does.
         """
-        self._scale([y.square().mean() if y.numel() else torch.ones(()) for y in self(features)])
-        return self(features)
+        self._scale([y.square().mean() if y.numel() else torch.ones(()) for y in self(features, shared)])
+        return self(features, shared)
 
     def _scale(self, squares: Sequence[Tensor]) -> None:
         """Divide the coefficients of every target by the root of its mean square."""
@@ -181,16 +186,25 @@ class EquivariantLinear(nn.Module):
                 if bias is not None:
                     bias[rows] *= gains[target]
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Every block from every block in reach."""
-        reduced = self._reduce(features)
-        read = [_moved(reduced[r.source, r.partition, frozenset(r.kept)], r.kept) for r in self.reductions]
+    def forward(self, features: Sequence[Tensor], shared: Sequence[Tensor | None] = ()) -> list[Tensor]:
+        """Every block from every block in reach.
+
+        ``shared`` is added to the features of every network, ``(1, *set sizes, in channels)`` or ``None`` per block.
+        Where the layer is linear it goes through by itself, so that no sums are made and kept for backward.
+        """
+        if shared and not self._is_linear:
+            features = [x if v is None else x + v for x, v in zip(features, shared, strict=True)]
+            shared = ()
+        read, told = self._read(features), self._read(shared) if shared else {}
         sums: list[dict[Partition, list[tuple[tuple[int, ...], Tensor]]]] = [{} for _ in self.maps]
         for n, ((reads, writes), (weight, bias)) in enumerate(zip(self.products, self._affine(), strict=True)):
-            x = read[reads[0]] if len(reads) == 1 else torch.cat([read[k] for k in reads], dim=-1)
+            x = _joined([read[k] for k in reads])
             if str(n) in self.attentions:
                 x = torch.cat([x, self.attentions[str(n)](x)], dim=-1)
             mixed = F.linear(x, weight, bias)
+            if any(k in told for k in reads):
+                of_all = _joined([told[k] if k in told else torch.zeros_like(read[k][:1]) for k in reads])
+                mixed = mixed.add_(F.linear(of_all, weight))
             start = 0
             for k in writes:
                 p = self.patterns[k]
@@ -200,18 +214,24 @@ class EquivariantLinear(nn.Module):
                 start += width
         return [_write(m, written) for m, written in zip(self.maps, sums, strict=True)]
 
-    def _reduce(self, features: Sequence[Tensor]) -> dict[tuple[int, Partition, frozenset[int]], Tensor]:
-        """Every reduction, parts ascending."""
+    def _read(self, features: Sequence[Tensor | None]) -> dict[int, Tensor]:
+        """Every reduction of the blocks that are there by its number, parts in the order of its signature."""
         values = {}
         for r in self.reductions:
-            whole = (r.source, r.partition, frozenset(range(len(r.partition))))
-            if whole not in values:
-                values[whole] = _diagonal(features[r.source], r.partition)
+            whole, x = (r.source, r.partition, frozenset(range(len(r.partition)))), features[r.source]
+            if whole not in values and x is not None:
+                values[whole] = _diagonal(x, r.partition)
         for (source, partition, above), numbers in self.together.items():
+            if features[source] is None:
+                continue
             steps = [self.steps[k] for k in numbers]
             for step, pooled in zip(steps, self._pooled(values[source, partition, above], numbers), strict=True):
                 values[source, partition, step.kept] = pooled
-        return values
+        return {
+            n: _moved(values[r.source, r.partition, frozenset(r.kept)], r.kept)
+            for n, r in enumerate(self.reductions)
+            if features[r.source] is not None
+        }
 
     def _pooled(self, x: Tensor, steps: list[int]) -> Sequence[Tensor]:
         """What several steps make of one reduction."""
@@ -298,6 +318,11 @@ def _pool(x: Tensor, axes: Sequence[int], pool: Pool) -> Sequence[Tensor]:
         return maxima(x, axes)
     # The division after the sum: autograd would divide an expanded gradient of the size of x otherwise.
     return [x.sum(axis) / x.shape[axis] if pool == "mean" else x.sum(axis) for axis in axes]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Channels side by side."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def _moved(x: Tensor, kept: tuple[int, ...]) -> Tensor:
