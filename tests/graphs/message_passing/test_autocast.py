@@ -97,6 +97,7 @@ def test_metanetworks_step_inside_autocast(name, options, monkeypatch):
     """Pieces of a few edges in place of graphs that fill a cache."""
     monkeypatch.setitem(edge_pass.__globals__["_PIECE_NUMBERS"], ("cpu", -1), 128)
     monkeypatch.setitem(edge_pass.__globals__["_PIECE_NUMBERS"], ("cpu", 0), 128)
+    monkeypatch.setitem(edge_pass.__globals__["_KEPT_NUMBERS"], "cpu", 256)
     layout = BlockLayout.mlp([2, 8, 8, 1])
     torch.manual_seed(0)
     net = build_metanet(name, layout, 3, options)

@@ -103,7 +103,8 @@ def test_pieces_that_are_asked_for_or_needed_are_left_out_of_the_graph(asked, mo
     if not asked:  # a graph of more numbers than are compiled as one piece
         for name in ("_PIECE_NUMBERS_ELSEWHERE", "_PIECE_NUMBERS_COMPILED"):
             monkeypatch.setattr(sys.modules[edge_pass.__module__], name, 20)
-        monkeypatch.setattr(sys.modules[edge_pass.__module__], "_PIECE_NUMBERS", {})
+        for name in ("_PIECE_NUMBERS", "_KEPT_NUMBERS"):
+            monkeypatch.setattr(sys.modules[edge_pass.__module__], name, {})
     topology, shapes = blocks(4)
     tensors = draw(*shapes, (4, 4))
     piece = 5 if asked else None

@@ -28,6 +28,10 @@ _PIECE_NUMBERS = {("cpu", -1): 2**19, ("cpu", 0): 2**18}
 of 64 INRs and 64 CNNs, against half of it in all: one thread takes 0.9 to 1 of the time, two threads, which share a
 piece, 0.65 (dense NG-T), 0.82 (NG-T, NG-GNN), 0.86 (ScaleGMN); with channels first 0.85 (GMN)."""
 _PIECE_NUMBERS_ELSEWHERE = 2**26
+_KEPT_NUMBERS = {"cpu": 2**19}
+"""Numbers of the widest tensor up to which a graph is gone through at once and all is kept for backward; elsewhere
+twice a piece. Measured on NG-T, NG-GNN and GMN: from 2**17 to 2**21 the same time; from 2**20 on NG-T takes twice the
+memory on small CNNs."""
 _PIECE_NUMBERS_COMPILED = 2**25
 """Under ``torch.compile``, which fuses what pieces keep in the cache: with 2**25 per tensor measured."""
 
@@ -124,7 +128,7 @@ def _run(call: _Call, tensors: Sequence[Tensor], piece: int | None, executor: Ex
             )
     count = call.count(tensors) if piece is None else piece
     if torch.compiler.is_compiling():
-        if piece is None and call.count(tensors, _PIECE_NUMBERS_COMPILED) == 0:
+        if piece is None and call.count(tensors, 2 * _PIECE_NUMBERS_COMPILED) == 0:
             count = 0
     elif is_transformed():  # torch.func differentiates plain operations only
         count = 0
@@ -182,13 +186,14 @@ class _Call:
         states, at_senders = found.pop("states"), found.pop("senders")
         return Passed(states, {name: x for name, x in found.items() if x is not None}, at_senders)
 
-    def count(self, tensors: Sequence[Tensor], numbers: int | None = None) -> int:
-        """Edges at a time that fit the cache, or ``numbers``; 0 if these are all, or nearly."""
+    def count(self, tensors: Sequence[Tensor], kept: int | None = None) -> int:
+        """Edges at a time that fit the cache; 0 for all at once where no tensor has more than ``kept`` numbers."""
         edges, axis = tensors[0], self.topology.channel_axis
-        numbers = numbers or _piece_numbers(edges.device, axis)
+        numbers = _piece_numbers(edges.device, axis)
         widest = max(getattr(self.message, "numbers", 1), *(x.shape[axis] for x in tensors[: 3 + self.more_edges]))
-        count = max(1, numbers // widest)
-        return 0 if math.prod(edges.shape[:-1] if axis else edges.shape[1:]) <= 2 * count else count
+        kept = _KEPT_NUMBERS.get(edges.device.type, 2 * numbers) if kept is None else kept
+        is_kept = widest * math.prod(edges.shape[:-1] if axis else edges.shape[1:]) <= kept
+        return 0 if is_kept else max(1, numbers // widest)
 
     def kernel(self, tensors: Sequence[Tensor]) -> Passed | None:
         """The pass as an operator of torch; ``None`` if there is none."""
