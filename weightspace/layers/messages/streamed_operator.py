@@ -22,8 +22,8 @@ from weightspace.layers.messages.edge_functions import FunctionMatrices
 __all__ = ["StreamedOperator", "edges_per_chunk"]
 
 _CHUNK_FLOATS = {"cpu": 2**19}
-"""Temporaries of one chunk, in numbers: 2 MiB of float32 fit the cache of a core. Measured on a ResNet-50: four times as
-many save two threads up to a quarter of a step, and take the lean options past 3 times the memory of what is read."""
+"""Temporaries of one chunk, in numbers: 2 MiB of float32 fit the cache of a core. Measured on a ResNet-50: four times
+as many save two threads up to a quarter of a step, and take lean options past 3 times the memory of what is read."""
 _CHUNK_FLOATS_ELSEWHERE = 2**26
 
 
