@@ -24,9 +24,9 @@ __all__ = ["Executor", "edge_pass"]
 
 Executor = Literal["auto", "pieces", "kernels"]
 _PIECE_NUMBERS = {("cpu", -1): 2**19, ("cpu", 0): 2**18}
-"""Numbers of the widest tensor of a piece per thread, by device and channel axis: 2 MiB of float32. Measured on steps
-of 64 INRs and 64 CNNs, against half of it in all: one thread takes 0.9 to 1 of the time, two threads, which share a
-piece, 0.65 (dense NG-T), 0.82 (NG-T, NG-GNN), 0.86 (ScaleGMN); with channels first 0.85 (GMN)."""
+"""Numbers of the widest tensor of a piece per thread, by device and channel axis: 2 or 1 MiB of float32. Measured on
+steps of 64 INRs and 64 CNNs against 2**18 and 2**16 whatever the threads, when twice a piece was kept: one thread takes
+0.9 to 1 of the time, two, which share a piece, 0.65 (dense NG-T) to 0.86 (ScaleGMN), with channels first 0.85 (GMN)."""
 _PIECE_NUMBERS_ELSEWHERE = 2**26
 _KEPT_NUMBERS = {"cpu": 2**19}
 """Numbers of the widest tensor up to which a graph is gone through at once and all is kept for backward; elsewhere
@@ -71,7 +71,7 @@ def edge_pass(
             ``weighted`` or ``total`` alone hold ``top`` fixed.
         to_senders: Sum at the senders too.
         piece: Edges at a time; 0 for all at once with everything kept for backward. By default the pieces fit the
-            cache, and graphs of one piece are gone through at once.
+            cache, and graphs of at most half a million numbers are gone through at once.
         executor: ``"pieces"``, ``"kernels"`` (the operators of
             :mod:`weightspace.graphs.message_passing.kernels`, for messages that have one; no derivatives of second
             order), or ``"auto"``: kernels on CUDA tensors where there is one and Triton is installed.
