@@ -5,12 +5,12 @@
     python benchmarks/metanet_accuracy.py --zoo mnist --images t10k-images-idx3-ubyte.gz --cpu-seconds 1200
     python benchmarks/metanet_accuracy.py --table --out runs/metanet_accuracy
 
-Seed ``s`` builds a zoo with seed ``s``, splits it by image with salt ``s`` and trains with seed ``s``. Every run is a
-folder ``OUT/<zoo>/seed<s>/<model>`` (``<model>-plain`` without augmentation) of one process with one thread; finished
-runs are not repeated, those of another budget are an error, stopped ones go on. The table is made of all folders,
+Seed ``s`` builds a zoo with seed ``s``, splits it by image with salt ``s`` (per cent of training, validation and test
+are in the titles: 72/11/17 for digits, 80/10/10 for MNIST) and trains with seed ``s``. Every run is a folder
+``OUT/<zoo>/seed<s>/<model>`` (``<model>-plain`` without augmentation) of one process with one thread; finished runs are
+not repeated, those of another budget or split are an error, stopped ones go on. The table is made of all folders,
 printed, and written beside this script as ``results/metanet_accuracy.json`` and ``.csv``, where rows stay whose folders
-are elsewhere, or fewer here than the seeds they rest on. The epoch is chosen on
-validation; test is scored once, at the end, over 16 sign-flipped copies where augmentation is on (one where signs
+are elsewhere, or fewer here than the seeds they rest on. The epoch is chosen on validation; test is scored once, at the end, over 16 sign-flipped copies where augmentation is on (one where signs
 change nothing, or where that would take as long as training). Rates are those of the papers where they train in this
 time and twice or half of them where validation (seed 0) said so.
 """
@@ -24,6 +24,7 @@ import multiprocessing
 import platform
 import resource
 import statistics
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,8 +37,14 @@ from weightspace.training import TrainConfig
 from weightspace.zoo import Zoo
 from weightspace.zoo.build import build
 from weightspace.zoo.recipes import DigitsInr
+from weightspace.zoo.splits import DEFAULT_FRACTIONS
 
 RESULT = Path(__file__).parent / "results" / "metanet_accuracy.json"
+FRACTIONS = {
+    "digits": DEFAULT_FRACTIONS,
+    "mnist": {"train": 0.8, "val": 0.1, "test": 0.1},
+}
+"""Expected shares of the images of a zoo for training, validation and test."""
 EARLY = 2
 """The epoch after which validation is compared: what models learn from equal data, whatever a step costs."""
 
@@ -100,14 +107,18 @@ def run_folder(folder: Path, name: str, plain: bool) -> Path:
     return folder / (f"{name}-plain" if plain else name)
 
 
-def other_budget(out: Path, cpu_seconds: float) -> str | None:
-    """Why a folder cannot hold a run of this budget: it holds a finished one of another."""
+def other_run(out: Path, cpu_seconds: float, split: str) -> str | None:
+    """Why a folder cannot hold a run of this budget and split: it holds a finished one of another."""
     if not (out / "memory.json").exists():
         return None
-    found = json.loads((out / "config.json").read_bytes())["train"]["max_cpu_seconds"]
-    if found == cpu_seconds:
+    description = json.loads((out / "config.json").read_bytes())
+    seconds, found = description["train"]["max_cpu_seconds"], _shares(description.get("fractions", DEFAULT_FRACTIONS))
+    if (seconds, found) == (cpu_seconds, split):
         return None
-    return f"'{out}' holds a finished run of {found:g} CPU seconds, not {cpu_seconds:g}. Give another --out."
+    return (
+        f"'{out}' holds a finished run of {seconds:g} CPU seconds and split {found}, not {cpu_seconds:g} and {split}. "
+        "Give another --out."
+    )
 
 
 def run(folder: Path, name: str, plain: bool, seed: int, cpu_seconds: float) -> None:
@@ -131,6 +142,7 @@ def run(folder: Path, name: str, plain: bool, seed: int, cpu_seconds: float) -> 
         model_config=entry.options,
         config=config,
         salt=str(seed),
+        fractions=FRACTIONS[folder.parent.name],
         views=1 if plain else entry.views,
         progress=False,
     )
@@ -140,21 +152,23 @@ def run(folder: Path, name: str, plain: bool, seed: int, cpu_seconds: float) -> 
 
 def rows(out: Path) -> list[dict[str, Any]]:
     """One row per zoo, model and budget, from the run folders."""
-    found: dict[tuple[str, str, bool, float], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str, str, bool, float], list[dict[str, Any]]] = {}
     for path in sorted(out.glob("*/seed*/*/memory.json")):
         result = json.loads((path.parent / "results.json").read_bytes())
-        config = json.loads((path.parent / "config.json").read_bytes())["train"]
+        description = json.loads((path.parent / "config.json").read_bytes())
+        config, split = description["train"], _shares(description.get("fractions", DEFAULT_FRACTIONS))
         epochs = json.loads((path.parent / "metrics.json").read_bytes())
         result |= json.loads(path.read_bytes()) | {"to_best": epochs[result["best_epoch"] - 1]["cpu_seconds"]}
         result["early"] = epochs[EARLY - 1]["val_accuracy"] if len(epochs) >= EARLY else None
         name, _, plain = path.parent.name.partition("-plain")
-        key = (path.parts[-4], name, not plain and bool(config["augment"]), config["max_cpu_seconds"])
+        key = (path.parts[-4], split, name, not plain and bool(config["augment"]), config["max_cpu_seconds"])
         found.setdefault(key, []).append(result)
     table = []
-    for (zoo, name, augmented, budget), runs in found.items():
+    for (zoo, split, name, augmented, budget), runs in found.items():
         test, early = [r["test"]["accuracy"] for r in runs], [r["early"] for r in runs]
         row = {
             "zoo": zoo,
+            "split": split,
             "model": name,
             "augmented": augmented,
             "budget_cpu_seconds": budget,
@@ -174,26 +188,31 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return table
 
 
+def _shares(fractions: Mapping[str, float]) -> str:
+    """Per cent of training, validation and test, for titles."""
+    return "/".join(f"{100 * fractions[name]:.0f}" for name in DEFAULT_FRACTIONS)
+
+
 def merged(found: list[dict[str, Any]], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows found now, with those known before that rest on more seeds or were not found; best first in every part."""
     table: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in (*known, *found):
-        key = tuple(row[name] for name in ("zoo", "model", "augmented", "budget_cpu_seconds"))
+        key = tuple(row[name] for name in ("zoo", "split", "model", "augmented", "budget_cpu_seconds"))
         if key not in table or row["seeds"] >= table[key]["seeds"]:
             table[key] = row
-    return sorted(table.values(), key=lambda r: (r["zoo"], not r["augmented"], -r["test_accuracy"]))
+    return sorted(table.values(), key=lambda r: (r["zoo"], r["split"], not r["augmented"], -r["test_accuracy"]))
 
 
 def show(table: list[dict[str, Any]]) -> None:
     """Print a table per zoo, as the documentation has them: with augmentation, without, and the operator's variants."""
-    for zoo in dict.fromkeys(row["zoo"] for row in table):
+    for zoo, split in dict.fromkeys((row["zoo"], row["split"]) for row in table):
         for title, wanted in {
             "augmented": lambda r: r["augmented"] and r["model"] not in ABLATION,
             "without augmentation": lambda r: not r["augmented"] and r["model"] not in ABLATION,
             "variants of the operator metanetwork": lambda r: r["model"] in ABLATION,
         }.items():
-            if rows := [row for row in table if row["zoo"] == zoo and wanted(row)]:
-                print(f"\n**{zoo}, {title}**\n")
+            if rows := [row for row in table if (row["zoo"], row["split"]) == (zoo, split) and wanted(row)]:
+                print(f"\n**{zoo} {split}, {title}**\n")
                 _show(rows)
 
 
@@ -254,7 +273,7 @@ def main() -> None:
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     if not args.table:
         for out in (run_folder(args.out / args.zoo / f"seed{s}", n, args.plain) for s in seeds for n in names):
-            if reason := other_budget(out, args.cpu_seconds):
+            if reason := other_run(out, args.cpu_seconds, _shares(FRACTIONS[args.zoo])):
                 parser.error(reason)
         context = multiprocessing.get_context("spawn")
         for seed in seeds:

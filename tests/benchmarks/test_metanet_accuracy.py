@@ -30,7 +30,8 @@ def main(tmp_path, monkeypatch):
 def finished(folder: Path, budget: float) -> None:
     folder.mkdir(parents=True)
     (folder / "memory.json").write_text("{}")
-    (folder / "config.json").write_text(json.dumps({"train": {"max_cpu_seconds": budget}}))
+    fractions = {"train": 0.72, "val": 0.11, "test": 0.17}
+    (folder / "config.json").write_text(json.dumps({"train": {"max_cpu_seconds": budget}, "fractions": fractions}))
 
 
 def test_finished_runs_of_another_budget_are_named(main, tmp_path, capsys):
@@ -39,7 +40,9 @@ def test_finished_runs_of_another_budget_are_named(main, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main("--models", "mlp;dws", "--seeds", "2", "--cpu-seconds", "600")
     said = capsys.readouterr().err
-    assert f"'{tmp_path}/digits/seed1/mlp' holds a finished run of 300 CPU seconds, not 600" in said
+    assert (
+        f"'{tmp_path}/digits/seed1/mlp' holds a finished run of 300 CPU seconds and split 72/11/17, not 600 and" in said
+    )
     assert "another --out" in said
     for words in (["--cpu-seconds", "300", "--seeds", "2"], ["--cpu-seconds", "600"], ["--models", "dws"]):
         with pytest.raises(Trained):
@@ -49,18 +52,34 @@ def test_finished_runs_of_another_budget_are_named(main, tmp_path, capsys):
     assert "dws-plain" in capsys.readouterr().err
 
 
+def test_finished_runs_of_another_split_are_named(main, tmp_path, capsys):
+    finished(tmp_path / "mnist" / "seed0" / "mlp", 300.0)
+    with pytest.raises(SystemExit):
+        main("--zoo", "mnist", "--images", "file", "--models", "mlp", "--cpu-seconds", "300")
+    assert "split 72/11/17, not 300 and 80/10/10. Give another --out" in capsys.readouterr().err
+
+
 def row(model: str, seeds: int, accuracy: float, **others: object) -> dict[str, object]:
-    same = {"zoo": "digits", "augmented": True, "budget_cpu_seconds": 300.0}
+    same = {"zoo": "digits", "split": "72/11/17", "augmented": True, "budget_cpu_seconds": 300.0}
     return same | {"model": model, "seeds": seeds, "test_accuracy": accuracy} | others
 
 
 def test_rows_of_runs_elsewhere_stay_until_as_many_seeds_are_here():
     elsewhere = [row("gmn", 3, 0.8), row("dws", 1, 0.7), row("dws", 1, 0.6, augmented=False)]
-    here = [row("gmn", 1, 0.9), row("dws", 3, 0.75), row("unf", 1, 0.85), row("dws", 1, 0.5, augmented=False)]
+    elsewhere += [row("mlp", 3, 0.3)]
+    here = [
+        row("mlp", 1, 0.4, split="80/10/10"),
+        row("gmn", 1, 0.9),
+        row("dws", 3, 0.75),
+        row("unf", 1, 0.85),
+        row("dws", 1, 0.5, augmented=False),
+    ]
     table = metanet_accuracy.merged(here, elsewhere)
     assert [(r["model"], r["seeds"], r["test_accuracy"]) for r in table] == [
         ("unf", 1, 0.85),
         ("gmn", 3, 0.8),
         ("dws", 3, 0.75),
+        ("mlp", 3, 0.3),
         ("dws", 1, 0.5),
+        ("mlp", 1, 0.4),
     ]

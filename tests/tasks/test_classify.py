@@ -112,6 +112,24 @@ def test_no_item_is_on_two_sides(run, zoo):
     assert set(table["split_key"].to_pylist()) <= keys["test"]
 
 
+def test_shares_of_the_splits_may_be_chosen(zoo, tmp_path):
+    halves = {"train": 0.5, "val": 0.25, "test": 0.25}
+    result = classify(zoo, tmp_path, model="statnn", config=CONFIG, fractions=halves, progress=False)
+    test = zoo.select(status="ok").split("test", "0", halves)
+    assert pq.read_table(tmp_path / "predictions.parquet")["model_id"].to_pylist() == list(test.column("model_id"))
+    assert evaluate(tmp_path, zoo) == result.test
+    assert evaluate(tmp_path, zoo, split="val") == result.val
+    with pytest.raises(CheckpointError, match="another model"):
+        classify(zoo, tmp_path, model="statnn", config=CONFIG, progress=False)
+
+
+@pytest.mark.parametrize("fractions", [{"train": 0.8, "test": 0.2}, {"train": 0.8, "val": 0.1, "other": 0.1}])
+def test_all_three_splits_need_a_share(zoo, tmp_path, fractions):
+    with pytest.raises(SpecError, match="'fractions' must name the splits .'train', 'val', 'test'. .got"):
+        classify(zoo, tmp_path / "run", fractions=fractions)
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluation_from_the_folder_gives_the_same_scores(run, zoo):
     folder, result = run
     assert evaluate(folder, zoo) == result.test

@@ -51,7 +51,7 @@ def demo(
     runs = {job.name: out / job.name for group in jobs for job in group}
     with _timed(seconds, "figures and page"):
         date = datetime.date.today().isoformat()
-        page = write_report(zoo, runs, out, salt=str(seed), date=date, seconds=dict(seconds), commands=given())
+        page = write_report(zoo, runs, out, date=date, seconds=dict(seconds), commands=given())
     say("\n" + text_table(RESULTS_HEADER, results_rows([read_run(name, folder) for name, folder in runs.items()])))
     say("\n" + ", ".join(f"{part} {value:.0f} s" for part, value in seconds.items()))
     say(f"The page with figures: {page}")

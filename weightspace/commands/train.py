@@ -15,7 +15,7 @@ from weightspace.tasks import classify
 from weightspace.tasks import evaluate as evaluate_run
 from weightspace.training import TrainConfig
 from weightspace.zoo import Zoo
-from weightspace.zoo.splits import DEFAULT_SALT
+from weightspace.zoo.splits import DEFAULT_FRACTIONS, DEFAULT_SALT
 
 __all__ = ["evaluate", "train"]
 
@@ -28,6 +28,7 @@ def train(
     model_config: dict[str, int | float | bool | str] | None = None,
     options: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 (frozen)
     salt: str = DEFAULT_SALT,
+    fractions: dict[str, float] | None = None,
     device: str = "cpu",
 ) -> None:
     """Train a metanetwork to tell the label of a network from its weights, and score it on unseen images.
@@ -42,12 +43,16 @@ def train(
         model_config: Options of the metanetwork, one at a time: --model-config.width 32.
         options: How to train.
         salt: Decides which items are in the splits train, val and test.
+        fractions: Expected shares of the items there: --fractions.train 0.8 --fractions.val 0.1 --fractions.test 0.1.
         device: Where the metanetwork runs, for instance cuda.
     """
     opened = Zoo.open(zoo)
-    classify(opened, out, model=model, model_config=model_config, config=options, salt=salt, device=device)
+    shares = fractions or DEFAULT_FRACTIONS
+    classify(
+        opened, out, model=model, model_config=model_config, config=options, salt=salt, fractions=shares, device=device
+    )
     date = datetime.date.today().isoformat()
-    page = write_report(opened, {model: out}, out, salt=salt, date=date, commands=given())
+    page = write_report(opened, {model: out}, out, date=date, commands=given())
     say(text_table(RESULTS_HEADER, results_rows([read_run(model, out)])))
     say(f"\nThe page with figures: {page}")
 

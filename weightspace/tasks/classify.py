@@ -36,7 +36,7 @@ from weightspace.training.pipeline import find_device
 from weightspace.zoo import Zoo
 from weightspace.zoo.augment import Compose
 from weightspace.zoo.named_augmentations import make_augmentation
-from weightspace.zoo.splits import DEFAULT_SALT, split_of
+from weightspace.zoo.splits import DEFAULT_FRACTIONS, DEFAULT_SALT, split_of
 
 __all__ = ["ClassifyResult", "classify", "evaluate"]
 
@@ -82,6 +82,7 @@ def classify(
     model_config: Mapping[str, Any] | None = None,
     config: TrainConfig | None = None,
     salt: str = DEFAULT_SALT,
+    fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
     target: str = "label",
     views: int = 1,
     device: str = "cpu",
@@ -100,6 +101,7 @@ def classify(
         model_config: Its options.
         config: How to train it.
         salt: Decides which items are in the splits train, val and test, as in ``zoo.split``.
+        fractions: Expected shares of the items in these three splits.
         target: Column of the labels 0, 1, ....
         views: Average the scored probabilities over so many copies of each network, moved by those augmentations of
             ``config`` that preserve its function; training and selection do without.
@@ -107,7 +109,8 @@ def classify(
         progress: Show a progress bar.
 
     Raises:
-        SpecError: the zoo cannot be read this way, an unknown name or option, no such device, or ``views`` below 1.
+        SpecError: the zoo cannot be read this way, an unknown name or option, no such device, ``views`` below 1, or
+            fractions that are not three shares with a sum of 1.
         CheckpointError: ``run_dir`` holds another run.
     """
     run_dir, config, options = Path(run_dir), config or TrainConfig(), dict(model_config or {})
@@ -116,16 +119,20 @@ def classify(
     place, zoo = find_device(device), readable(zoo)
     traced, classes = trace_zoo(zoo), num_classes(zoo, target)
     layout, space = traced.layout(), traced.weight_space()
-    filled = {split_of(key, salt) for key in zoo.column("split_key")}
-    if missing := [name for name in ("train", "val", "test") if name not in filled]:
+    if set(fractions) != set(DEFAULT_FRACTIONS):
+        raise SpecError(f"'fractions' must name the splits {list(DEFAULT_FRACTIONS)} (got {dict(fractions)}).")
+    fractions = {name: float(fractions[name]) for name in DEFAULT_FRACTIONS}
+    filled = {split_of(key, salt, fractions) for key in zoo.column("split_key")}
+    if missing := [name for name in fractions if name not in filled]:
         raise SpecError(f"The splits {missing} of {zoo!r} are empty. Take more items, or another salt (not '{salt}').")
-    train, val = (batches_of(zoo.split(name, salt), target) for name in ("train", "val"))
+    train, val = (batches_of(zoo.split(name, salt, fractions), target) for name in ("train", "val"))
     probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
     with seeded(torch.device("cpu"), config.seed, "initialisation"):
         metanet = build_metanet(model, traced, classes, options, probe=probe)
     pipeline = Pipeline(make_augmentation(config.augment, layout, space), make_augmentation(config.prepare, layout))
     metanet.fit_normalisation(pipeline(train.sample(NORMALISATION_SAMPLE)))  # on what it will see
     metanet.to(place)
+    division = {"salt": salt, "fractions": fractions, "target": target}
     fitted = fit(
         metanet,
         train,
@@ -133,7 +140,7 @@ def classify(
         config,
         run_dir,
         objective=Classification(config.label_smoothing),
-        record={**metanet_to_json(metanet), "zoo": zoo.manifest.zoo_id, "salt": salt, "target": target},
+        record={**metanet_to_json(metanet), "zoo": zoo.manifest.zoo_id, **division},
         pipeline=pipeline,
         progress=progress,
     )
@@ -142,8 +149,7 @@ def classify(
         "model": model,
         "model_config": asdict(metanet.config),
         "train": config.to_json(),
-        "salt": salt,
-        "target": target,
+        **division,
         "views": views,
         "zoo": {"title": zoo.manifest.title, "recipe": dict(zoo.manifest.recipe), "rows": len(zoo)},
     }
@@ -158,8 +164,8 @@ def classify(
         epochs=len(fitted.epochs),
         seconds=fitted.seconds,
         cpu_seconds=fitted.cpu_seconds,
-        val=_score(metanet, zoo.split("val", salt), target, scoring, views, size),
-        test=_score(metanet, zoo.split("test", salt), target, scoring, views, size, run_dir),
+        val=_score(metanet, zoo.split("val", salt, fractions), target, scoring, views, size),
+        test=_score(metanet, zoo.split("test", salt, fractions), target, scoring, views, size, run_dir),
     )
     write_json(run_dir / "results.json", result.to_json())
     return result
@@ -181,7 +187,8 @@ def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str 
     run_dir = Path(run_dir)
     try:
         description = json.loads((run_dir / "config.json").read_bytes())
-        salt, target, options = description["salt"], description["target"], description["model_config"]
+        salt, fractions, target = (description[key] for key in ("salt", "fractions", "target"))
+        options = description["model_config"]
         config, views = TrainConfig.from_json(description["train"]), description["views"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -193,7 +200,7 @@ def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str 
     layout = traced.layout()
     probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
     metanet = load_checkpoint(run_dir, architecture=traced, probe=probe).to(place)
-    rows = zoo if split == "all" else zoo.split(split, salt)
+    rows = zoo if split == "all" else zoo.split(split, salt, fractions)
     if len(rows) and num_classes(rows, target) > (metanet.out_features or 0):
         raise SpecError(
             f"Column '{target}' of {rows!r} has labels up to {num_classes(rows, target) - 1}, and the run in "

@@ -14,7 +14,7 @@ import torch
 from weightspace.tasks.classify import ClassifyResult, classify
 from weightspace.training import TrainConfig
 from weightspace.zoo import Zoo
-from weightspace.zoo.splits import DEFAULT_SALT
+from weightspace.zoo.splits import DEFAULT_FRACTIONS, DEFAULT_SALT
 
 __all__ = ["ClassifyJob", "compare"]
 
@@ -25,7 +25,7 @@ class ClassifyJob:
 
     Args:
         name: Sub-folder of the run.
-        model, model_config, config, salt, views: As there.
+        model, model_config, config, salt, fractions, views: As there.
     """
 
     name: str
@@ -33,6 +33,7 @@ class ClassifyJob:
     model_config: Mapping[str, Any] = field(default_factory=dict)
     config: TrainConfig = field(default_factory=TrainConfig)
     salt: str = DEFAULT_SALT
+    fractions: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_FRACTIONS))
     views: int = 1
 
 
@@ -72,6 +73,7 @@ def _run_group(zoo: str, out: Path, jobs: list[ClassifyJob], progress: bool) -> 
             model_config=job.model_config,
             config=job.config,
             salt=job.salt,
+            fractions=job.fractions,
             views=job.views,
             progress=progress,
         )

@@ -40,7 +40,6 @@ def write_report(
     runs: Mapping[str, Path],
     out: Path,
     *,
-    salt: str,
     date: str,
     seconds: Mapping[str, float] | None = None,
     commands: Sequence[str] = (),
@@ -51,7 +50,6 @@ def write_report(
         zoo: The zoo all runs read.
         runs: Folders that :func:`weightspace.tasks.classify` wrote, by the name to show.
         out: Folder of the report.
-        salt: Of the split.
         date: Day of the run, as text.
         seconds: Wall time of the parts of the whole, for a second table.
         commands: Command lines that make the page again.
@@ -63,7 +61,7 @@ def write_report(
     read = [read_run(name, folder) for name, folder in runs.items()]
     best = max(read, key=lambda run: run.results["val"]["accuracy"])
     with house_style():
-        pictures = _pictures(zoo, read, best, out / "figures", salt)
+        pictures = _pictures(zoo, read, best, out / "figures")
     test = best.results["test"]
     numbers = [
         Number(f"of {test['networks']:,} unseen networks read right by {best.name}", f"{test['accuracy']:.1%}"),
@@ -105,10 +103,10 @@ def _tables(runs: Sequence[Run], best: Run, seconds: Mapping[str, float]) -> lis
     return tables
 
 
-def _pictures(zoo: Zoo, runs: Sequence[Run], best: Run, folder: Path, salt: str) -> list[Picture]:
+def _pictures(zoo: Zoo, runs: Sequence[Run], best: Run, folder: Path) -> list[Picture]:
     pictures, names = [], [str(c) for c in range(len(best.results["test"]["confusion"]))]
     if zoo.manifest.recipe.get("name") == "digits-inr":
-        shown = inr_pictures(zoo.split("test", salt))
+        shown = inr_pictures(zoo.select(model_id=best.networks))
         figure = gallery(shown.originals, shown.rendered, shown.fine, shown.psnr, [str(c) for c in shown.labels])
         caption = (
             "An image of the test split per class; the picture its network draws on the same pixels, with its PSNR; "

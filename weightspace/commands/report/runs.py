@@ -25,13 +25,15 @@ class Run:
         name: What tables and legends call it.
         results: Content of ``results.json``.
         history: Figures per epoch.
-        labels, predicted: Classes of the test split, shape ``(N,)``.
+        networks: Names of the networks of the test split, their ``model_id``, shape ``(N,)``.
+        labels, predicted: Their classes, shape ``(N,)``.
         embedding: Readout of the metanetwork for each of them, shape ``(N, D)``.
     """
 
     name: str
     results: dict[str, Any]
     history: History
+    networks: NDArray[np.str_]
     labels: NDArray[np.integer]
     predicted: NDArray[np.integer]
     embedding: NDArray[np.floating]
@@ -61,8 +63,8 @@ def read_run(name: str, folder: Path) -> Run:
             f"'{folder}' is not the folder of a finished run ({type(error).__name__}: {error}). Run the training "
             "again; it goes on where it stopped."
         ) from error
-    labels, predicted = table["label"].to_numpy(), table["predicted"].to_numpy()
-    return Run(name, results, History(**columns), labels, predicted, embedding)
+    networks, labels, predicted = (table[key].to_numpy() for key in ("model_id", "label", "predicted"))
+    return Run(name, results, History(**columns), networks, labels, predicted, embedding)
 
 
 def project(
