@@ -10,9 +10,10 @@ are in the titles: 72/11/17 for digits, 80/10/10 for MNIST) and trains with seed
 ``OUT/<zoo>/seed<s>/<model>`` (``<model>-plain`` without augmentation) of one process with one thread; finished runs are
 not repeated, those of another budget or split are an error, stopped ones go on. The table is made of all folders,
 printed, and written beside this script as ``results/metanet_accuracy.json`` and ``.csv``, where rows stay whose folders
-are elsewhere, or fewer here than the seeds they rest on. The epoch is chosen on validation; test is scored once, at the end, over 16 sign-flipped copies where augmentation is on (one where signs
-change nothing, or where that would take as long as training). Rates are those of the papers where they train in this
-time and twice or half of them where validation (seed 0) said so.
+are elsewhere, or fewer here than the seeds they rest on. The epoch is chosen on validation; test is scored once, at
+the end, over 16 sign-flipped copies where augmentation is on (one where signs change nothing, or where that would take
+as long as training). Rates are those of the papers where they train in this time and twice or half of them where
+validation (seed 0) said so.
 """
 
 from __future__ import annotations

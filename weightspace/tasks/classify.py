@@ -187,8 +187,8 @@ def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str 
     run_dir = Path(run_dir)
     try:
         description = json.loads((run_dir / "config.json").read_bytes())
-        salt, fractions, target = (description[key] for key in ("salt", "fractions", "target"))
-        options = description["model_config"]
+        salt, target, options = description["salt"], description["target"], description["model_config"]
+        fractions = description.get("fractions", DEFAULT_FRACTIONS)  # earlier runs had no choice
         config, views = TrainConfig.from_json(description["train"]), description["views"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
