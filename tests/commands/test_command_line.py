@@ -8,6 +8,7 @@ import pytest
 
 from weightspace.commands import main
 from weightspace.commands.command_line import given
+from weightspace.zoo.splits import DEFAULT_FRACTIONS
 
 
 @pytest.fixture
@@ -122,6 +123,18 @@ def test_commands_are_repeated_as_they_were_given(run, monkeypatch):
     assert run("train", "other", "--out", "run")[0] == 0
     first = "weightspace train 'my zoo' --out run --model mlp --model-config.width 16 --lr 1e-3 --augment"
     assert pages == [[first], ["weightspace train other --out run"]]
+
+
+def test_shares_of_the_splits_are_given_one_at_a_time(run, monkeypatch):
+    module, given_shares = importlib.import_module("weightspace.commands.train"), []
+    monkeypatch.setattr("weightspace.zoo.Zoo.open", lambda path: path)
+    monkeypatch.setattr(module, "classify", lambda *_, **more: given_shares.append(dict(more["fractions"])))
+    for name in ("read_run", "results_rows", "write_report"):
+        monkeypatch.setattr(module, name, lambda *_, **__: [])
+    words = ["--fractions.train", "0.8", "--fractions.val", "0.1", "--fractions.test", "0.1"]
+    assert run("train", "my zoo", "--out", "run", *words)[0] == 0
+    assert run("train", "my zoo", "--out", "run")[0] == 0
+    assert given_shares == [{"train": 0.8, "val": 0.1, "test": 0.1}, dict(DEFAULT_FRACTIONS)]
 
 
 def test_a_page_that_no_command_line_asked_for_names_none():
