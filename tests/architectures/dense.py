@@ -59,6 +59,17 @@ class Maxout(nn.Module):
         return self.out(self.pieces(x).view(-1, 5, 2).amax(2))
 
 
+class StackedBranches(nn.Module):
+    """Neurons of two layers in turns: stacked along a last axis, then flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(3, 5), nn.Linear(3, 5), nn.Linear(10, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.stack([torch.tanh(self.a(x)), torch.relu(self.b(x))], -1).flatten(1))
+
+
 class GatedUnit(nn.Module):
     """A GLU whose two halves come from one matrix."""
 
@@ -219,6 +230,7 @@ DENSE = {
     "crelu": Case(CRelu, ((4, 3),), log_factorial(5, 4), 2),
     # the units move, and the two pieces inside each: S_5 wr S_2
     "maxout": Case(Maxout, ((4, 3),), log_factorial(5) + 5 * log_factorial(2), 2),
+    "stacked_branches": Case(StackedBranches, ((4, 3),), log_factorial(5, 5), 2),
     # a gate moves with what it gates; the halves play different parts
     "glu": Case(GatedUnit, ((4, 3),), log_factorial(6), 1),
     "bilinear_gate": Case(BilinearGate, ((4, 3),), log_factorial(6), 1),

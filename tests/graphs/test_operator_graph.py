@@ -7,6 +7,7 @@ import networkx as nx
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch_geometric.loader import DataLoader
 
 from weightspace.errors import SpecError
@@ -245,6 +246,61 @@ def test_different_architectures_have_different_fingerprints():
     assert len(set(prints)) == len(prints)
     strides = [trace(nn.Conv2d(1, 1, 3, s, 1), torch.zeros(1, 1, 4, 4)).operator_graph().fingerprint for s in (1, 2)]
     assert strides[0] != strides[1]
+
+
+class _Behind(nn.Module):
+    """A function behind a linear layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.a, self.function = nn.Linear(3, 3), function
+
+    def forward(self, x):
+        return self.function(self.a(x))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda h: h - 1, lambda h: h + 1),
+        (lambda h: h * 2, lambda h: h / 2),
+        (lambda h: 1 - h, lambda h: h - 1),
+        (lambda h: h.amax(1), lambda h: h.amin(1)),
+        (lambda h: F.elu(h, 1.0), lambda h: F.elu(h, 2.0)),
+        (lambda h: F.pad(h, (1, 0)), lambda h: F.pad(h, (0, 1))),
+        (nn.RNN(3, 4), nn.RNN(3, 4, nonlinearity="relu")),
+    ],
+)
+def test_different_functions_have_different_fingerprints(one, other):
+    prints = {trace(_Behind(f), torch.zeros(2, 3)).operator_graph().fingerprint for f in (one, other)}
+    assert len(prints) == 2
+
+
+class _Product(nn.Module):
+    """A product with a matrix of its own."""
+
+    def __init__(self, function, *shape):
+        super().__init__()
+        self.weight, self.function = nn.Parameter(torch.randn(shape)), function
+
+    def forward(self, x):
+        return self.function(x, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "axes"),
+    [
+        (lambda x, w: x @ w, (3, 5), ("in", "out")),
+        (lambda x, w: (w @ x.T).T, (5, 3), ("out", "in")),
+        (lambda x, w: torch.einsum("bi,io->bo", x, w), (3, 5), ("in", "out")),
+        (lambda x, w: torch.einsum("oi,bi->bo", w, x), (5, 3), ("out", "in")),
+        (lambda x, w: torch.einsum("bi,hio->bho", x, w), (2, 3, 5), ("", "", "")),
+    ],
+)
+def test_a_product_with_a_matrix_is_a_linear_layer(function, shape, axes):
+    graph = trace(_Product(function, *shape), torch.zeros(2, 3)).operator_graph()
+    (linear,) = graph.owners("weight")
+    assert (linear.type, linear.tensors[0].axes) == ("linear", axes)
 
 
 @pytest.mark.parametrize(

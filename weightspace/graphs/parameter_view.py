@@ -112,7 +112,7 @@ class ParameterView:
     def entries(self) -> Tensor:
         """Flat index into the parameter of every scalar of the view; int64, shape ``self.shape``."""
         numel = math.prod(self.parameter_shape)
-        return self.apply(torch.arange(numel).reshape(self.parameter_shape))
+        return self.apply(torch.arange(numel, device="cpu").reshape(self.parameter_shape))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form; ``from_json`` inverts it."""

@@ -161,16 +161,21 @@ class Propagation(NeuronFlow):
         origin = _origin(operands)
         parameters = frozenset[str]().union(*(v.parameters for v in operands if origin != "activation"))
 
+        results = (result,) if isinstance(result, Value) else tuple(result)
+        is_silent = all(v.neurons is None and v.origin == "activation" for v in results)
+        is_empty = all(0 in v.shape for v in results)
+
         def complete(value: Value) -> Value:
             keeps_view = value.view is not None and origin == "parameter"
             kind = origin if keeps_view or origin != "parameter" else "computed"
             view = value.view if keeps_view else None
             value = replace(value, inputs=inputs, origin=kind, view=view, parameters=parameters)
-            value = self.passed_on(value, operands)
+            value = self.passed_on(node, value, operands) if is_silent and not is_empty else value
             self.note_labels(value)
             return value
 
-        self.values[node] = complete(result) if isinstance(result, Value) else tuple(map(complete, result))
+        completed = tuple(map(complete, results))
+        self.values[node] = completed[0] if isinstance(result, Value) else completed
 
     def _rule_for(self, node: Node, operands: Sequence[Value]) -> Rule:
         rule = _find_rule(node.target)

@@ -131,8 +131,9 @@ class WeightSpace:
         Args:
             generator: A torch generator, or a seed.
         """
-        seed = generator if isinstance(generator, int) else int(torch.randint(2**62, (), generator=generator))
-        return NeuronPermutation(random_source(self._solution, np.random.default_rng(seed)))
+        if isinstance(generator, torch.Generator):  # whatever the default device is
+            generator = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        return NeuronPermutation(random_source(self._solution, np.random.default_rng(generator)))
 
     def random_symmetry(self, generator: torch.Generator | int, kinds: Sequence[str] = KINDS) -> NeuronSymmetry:
         """A random group element: a permutation with scales, signs and sine phases.

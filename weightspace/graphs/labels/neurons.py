@@ -10,7 +10,7 @@ import numpy as np
 
 from weightspace.graphs.labels.pool import IntArray
 
-__all__ = ["Neurons", "by_node", "occurrences", "runs", "spread"]
+__all__ = ["Neurons", "alike", "by_node", "occurrences", "spread"]
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,12 @@ def by_node(ids: IntArray) -> tuple[tuple[int, ...], IntArray, int] | None:
     return tuple(order.tolist()), nodes[appearance], int(counts[0])
 
 
-def runs(keys: IntArray) -> list[tuple[int, int]]:
-    """Maximal runs of equal rows."""
-    change = np.flatnonzero((keys[1:] != keys[:-1]).any(1)) + 1
-    edges = [0, *change.tolist(), len(keys)]
-    return [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+def alike(keys: IntArray) -> list[tuple[int, ...]]:
+    """Places of equal rows, in order of first appearance."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for k, row in enumerate(keys.tolist()):
+        places.setdefault(tuple(row), []).append(k)
+    return [tuple(p) for p in places.values()]
 
 
 def occurrences(rows: IntArray) -> list[tuple[int, ...]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from weightspace.graphs.block_layout import EdgeBlock
-from weightspace.graphs.labels.neurons import Neurons, by_node, occurrences, runs, spread
+from weightspace.graphs.labels.neurons import Neurons, alike, by_node, occurrences, spread
 from weightspace.graphs.labels.pool import IntArray, Labels
 from weightspace.graphs.nodes.parameter_use import ParameterUse, UseBook
 from weightspace.graphs.parameter_view import ParameterView
@@ -332,14 +332,19 @@ class LayoutRecorder:
         target: IntArray,
         offsets: tuple[tuple[int, ...], ...] = ((),),
     ) -> None:
-        """A rectangle of edges; cut where it spans several node layers."""
+        """A rectangle of edges; one block for each pair of node layers it joins.
+
+        Nodes of a layer go together wherever they stand (stacked branches alternate): edges that a symmetry exchanges
+        are in one block, which has one set of parameters.
+        """
         owners = np.concatenate([self.owner[source], self.owner[target]], 1)
         inputs = source.shape[1]
-        for g0, g1 in runs(owners):
-            for i0, i1 in runs(owners[g0, :inputs, None]):
-                for o0, o1 in runs(owners[g0, inputs:, None]):
-                    part = view and view.slice(0, g0, g1).slice(2, i0, i1).slice(1, o0, o1)
-                    self._add_part(role, part, source[g0:g1, i0:i1], target[g0:g1, o0:o1], offsets)
+        for groups in alike(owners):
+            sources, targets = owners[groups[0], :inputs], owners[groups[0], inputs:]
+            for ins in alike(sources[:, None]):
+                for outs in alike(targets[:, None]):
+                    part = view and view.take(0, groups).take(2, ins).take(1, outs)
+                    self._add_part(role, part, source[np.ix_(groups, ins)], target[np.ix_(groups, outs)], offsets)
 
     def _add_part(
         self,

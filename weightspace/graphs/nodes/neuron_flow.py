@@ -19,7 +19,7 @@ from weightspace.graphs.labels.values import Value
 from weightspace.graphs.nodes.layout_recorder import LayoutRecorder
 from weightspace.graphs.parameter_view import ParameterView
 
-__all__ = ["NeuronFlow", "carries", "module_path", "place_name"]
+__all__ = ["NeuronFlow", "carries", "module_path", "operator_name", "place_name"]
 
 
 def module_path(node: Node) -> str:
@@ -31,6 +31,11 @@ def module_path(node: Node) -> str:
 def place_name(node: Node) -> str:
     """Name for the nodes that an operation without parameters writes."""
     return ".".join(x for x in (module_path(node), node.name) if x)
+
+
+def operator_name(node: Node) -> str:
+    """Name of the operator that a node calls, without its overload."""
+    return str(node.target).split(".")[1]
 
 
 class NeuronFlow:
@@ -60,17 +65,21 @@ class NeuronFlow:
             if labels is not None:
                 self.recorder.label(value.neurons.ids, labels)
 
-    def passed_on(self, value: Value, operands: Sequence[Value]) -> Value:
-        """A result whose rule says nothing of nodes: those of an operand that carry its labels, if there are any."""
+    def passed_on(self, node: Node, value: Value, operands: Sequence[Value]) -> Value:
+        """A result whose rule says nothing of nodes: those of an operand that carry its labels, if there are any.
+
+        What the operator does to their values is not known, so it becomes part of the function behind its operands.
+        """
         if value.neurons is not None or value.origin != "activation":
             return value
+        read = [v.neurons.then(operator_name(node)) for v in operands if v.neurons is not None]
         moving = [c for c in value.components if not self.recorder.all_held(c.labels)]
-        for operand in operands if len(moving) == 1 else ():
-            if operand.neurons is None or not operand.neurons.dims:
-                continue
-            nodes = self.recorder.carriers(operand.neurons.ids, moving[0].labels)
+        for neurons in read if len(moving) == 1 else ():
+            nodes = self.recorder.carriers(neurons.ids, moving[0].labels) if neurons.dims else None
             if nodes is not None:
-                return replace(value, neurons=operand.neurons.moved(moving[0].dims, nodes))
+                return replace(value, neurons=neurons.moved(moving[0].dims, nodes))
+        for neurons in read:
+            self.recorder.read(neurons)
         return value
 
     def neurons_of(self, value: Value, dim: int, name: str = "taken up", equal: IntArray | None = None) -> Neurons:

@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import shortest_path
 from weightspace.errors import SpecError
 from weightspace.graphs.operators.operation import Operation, OwnedTensor
 from weightspace.graphs.operators.operator_data import OperatorData, operator_data
-from weightspace.graphs.operators.operator_types import OPERATION_TYPES
+from weightspace.graphs.operators.operator_types import OPERATION_TYPES, PARAMETER_SLOTS
 
 __all__ = ["OperatorGraph"]
 
@@ -211,14 +211,16 @@ class OperatorGraph:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the architecture: equal for networks that do the same with tensors of the same shapes.
+        """Hash of the architecture: equal for networks of the same operations on tensors of the same shapes.
 
-        Types, settings, shapes and roles of tensors, which of them are shared, and the data flow count; names, module
-        paths, the order of independent operations and the size of the example input do not.
+        Types, operators, settings, shapes and roles of tensors, which of them are shared, and the data flow count;
+        names, module paths, the order of independent operations and the size of the example input do not. What the
+        graph does not hold (slices and other movement, constant tensors) does not count either.
         """
         forward: list[str] = []
         for o in self.operations:
-            own = [o.type, o.settings, [(t.shape, t.role, t.axes, t.is_buffer) for t in o.tensors]]
+            operator = "" if o.type in _ONE_FUNCTION else o.operator.rstrip("_")
+            own = [o.type, operator, o.settings, [(t.shape, t.role, t.axes, t.is_buffer) for t in o.tensors]]
             forward.append(_digest(own, [forward[u] for u in o.inputs]))
         readers: list[list[tuple[str, int]]] = [[] for _ in self.operations]
         both = list(forward)
@@ -242,6 +244,10 @@ class OperatorGraph:
             f"OperatorGraph({len(self.operations)} operations, {len(self.edges)} edges, {len(tensors)} tensors, "
             f"depth {self.depth})"
         )
+
+
+_ONE_FUNCTION = {*PARAMETER_SLOTS, "attention"} - {"rnn"}
+"""Types whose operators compute the same, if their tensors and settings are."""
 
 
 def _digest(*parts: Any) -> str:

@@ -44,7 +44,14 @@ _SETTINGS = {
     "gelu": ("approximate",),
     "clamp": ("min", "max"),
     "leaky_relu": ("negative_slope",),
+    **dict.fromkeys(("elu", "celu"), ("alpha", "scale", "input_scale")),
+    **dict.fromkeys(("hardshrink", "softshrink"), ("lambd",)),
+    "softplus": ("beta", "threshold"),
+    "threshold": ("threshold", "value"),
     "hardtanh": ("min_val", "max_val"),
+    "pad": ("pad", "padding", "mode", "value"),
+    "norm_over": ("ord", "dim"),
+    "sort": ("k", "dim", "descending"),
     "lstm": ("num_layers", "bidirectional"),
     "gru": ("num_layers", "bidirectional"),
     "rnn": ("num_layers", "bidirectional"),
@@ -136,7 +143,11 @@ class _Reader:
                 return carried
         scopes = self._scopes(node)
         kind, slots = _owned_slots(kind, flows)
-        mine = [_owned(flow, slot, kind) for slot, flow in flows if isinstance(flow, _Raw) and slot in slots]
+        mine = []
+        for n, (slot, flow) in enumerate(flows):
+            if isinstance(flow, _Raw) and slot in slots:
+                axes = _einsum_axes(arguments["equation"], n) if name == "einsum" else None
+                mine.append(_owned(flow, slot, kind, axes))
         owned = tuple(sorted(mine, key=lambda t: TENSOR_ROLES.index(t.role)))
         inputs = [self._source(f, scopes) for slot, f in flows if not (isinstance(f, _Raw) and slot in slots)]
         read = tuple(x for x in inputs if x is not None)
@@ -272,14 +283,30 @@ def _owned_slots(kind: str, flows: Sequence[tuple[str, _Flow]]) -> tuple[str, fr
     """Which arguments are tensors of the operation itself; a product with a raw matrix is a linear layer."""
     raw = [slot for slot, flow in flows if isinstance(flow, _Raw)]
     if kind == "matmul" and raw and len(raw) < len(flows):
-        factors = [slot for slot, _ in flows if slot not in ("self", "input")] or ["self"]
+        slots = {slot for slot, _ in flows}
+        has_addend = bool(slots & {"mat", "mat1", "batch1"})  # addmm and its like add ``self`` to the product
+        factors = {slot for slot, flow in flows if slot != "self" or not (has_addend or _is_vector(flow))}
         if any(slot in raw for slot in factors):
             return "linear", frozenset(raw)
     return kind, PARAMETER_SLOTS.get(kind, frozenset())
 
 
-def _owned(raw: _Raw, slot: str, kind: str) -> OwnedTensor:
-    """A tensor with what it is to its operation; its axes as they are stored."""
+def _is_vector(flow: _Flow) -> bool:
+    return isinstance(flow, _Raw) and len(flow.shape) < 2
+
+
+def _einsum_axes(equation: str, number: int) -> tuple[str, ...]:
+    """What the axes of one matrix among the operands are; empty where it is no plain matrix product."""
+    operands, _, out = equation.replace(" ", "").partition("->")
+    letters = operands.split(",")
+    axes = tuple("out" if c in out else "in" for c in letters[number])
+    elsewhere = "".join(x for n, x in enumerate(letters) if n != number)
+    fits = all((c in elsewhere) == (meaning == "in") for c, meaning in zip(letters[number], axes, strict=True))
+    return axes if fits and sorted(axes) == ["in", "out"] and "." not in equation else ("",) * len(letters[number])
+
+
+def _owned(raw: _Raw, slot: str, kind: str, axes: tuple[str, ...] | None = None) -> OwnedTensor:
+    """A tensor with what it is to its operation; its axes as they are stored (``axes``: as they are read)."""
     rank = len(raw.shape)
     is_vector = rank < 2
     if kind in _NORMS:
@@ -288,12 +315,12 @@ def _owned(raw: _Raw, slot: str, kind: str) -> OwnedTensor:
         role = "bias" if is_vector else "weight"
     else:
         role = _ROLES.get(slot, "weight")
-    used = ("out",) if is_vector else _weight_axes(kind, slot, rank)
-    axes = [""] * rank
+    used = axes or (("out",) if is_vector else _weight_axes(kind, slot, rank))
+    meanings = [""] * rank
     if raw.order is not None and len(used) == rank == len(raw.order):
         for stored, meaning in zip(raw.order, used, strict=True):
-            axes[stored] = meaning
-    return OwnedTensor(raw.name, raw.shape, role, tuple(axes), raw.is_buffer)
+            meanings[stored] = meaning
+    return OwnedTensor(raw.name, raw.shape, role, tuple(meanings), raw.is_buffer)
 
 
 def _weight_axes(kind: str, slot: str, rank: int) -> tuple[str, ...]:

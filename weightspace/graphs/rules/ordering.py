@@ -10,9 +10,12 @@ from torch.fx import Node
 
 from weightspace.graphs.labels.values import Component, Value
 from weightspace.graphs.propagation import Propagation, register_rule
-from weightspace.graphs.rules.reduction import reduced_labels
+from weightspace.graphs.rules.reduction import reduced_labels, reduced_neurons
 
 aten = torch.ops.aten
+
+_EXTREMES = {aten.max.dim: "amax", aten.min.dim: "amin"}
+"""Reductions to the largest or smallest entry, by the name of the operator that does this alone."""
 
 
 def along_slices(p: Propagation, x: Value, dims: tuple[int, ...], shape: tuple[int, ...]) -> Value:
@@ -95,9 +98,11 @@ def _ordered(p: Propagation, node: Node, x: Value, dim: int) -> tuple[Value, Val
     if is_read(node, 1):
         x = replace(x, components=p.hold(x, [dim]))
     keeps = len(shape) == rank
-    components, _ = reduced_labels(p, x, {dim}, keeps)
-    result = Value(shape, components + (p.held_axes(shape, [dim]) if keeps else ()))
-    return result, result
+    components, place = reduced_labels(p, x, {dim}, keeps)
+    function = _EXTREMES.get(node.target)
+    neurons = function and reduced_neurons(p, node, x, place, function)
+    result = Value(shape, components + (p.held_axes(shape, [dim]) if keeps else ()), neurons=neurons or None)
+    return result, replace(result, neurons=None)
 
 
 @register_rule(aten.argmax.default, aten.argmin.default)

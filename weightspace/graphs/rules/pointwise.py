@@ -14,7 +14,7 @@ from torch.fx import Node
 from weightspace.graphs.labels.neurons import Neurons
 from weightspace.graphs.labels.stacked import joint_as
 from weightspace.graphs.labels.values import Value, combine
-from weightspace.graphs.nodes.neuron_flow import carries, place_name
+from weightspace.graphs.nodes.neuron_flow import carries, operator_name, place_name
 from weightspace.graphs.propagation import LETTERS, Propagation, aligned, register_rule
 
 aten = torch.ops.aten
@@ -82,7 +82,7 @@ def _neurons(
         return None
     if len(operands) > 1 or node.target in _ADD | _SCALE or node.target is aten.neg.default:
         return _affine(node, neurons, len(acts), bool(weights), args)
-    return neurons.then(str(node.target).split(".")[1])
+    return neurons.then(operator_name(node))
 
 
 def _affine(node: Node, neurons: Neurons, acts: int, has_weights: bool, args: Sequence[Any]) -> Neurons:
@@ -95,7 +95,7 @@ def _affine(node: Node, neurons: Neurons, acts: int, has_weights: bool, args: Se
     if node.target in _SCALE and len(constants) == 1 and isinstance(args[0], Value):
         factor = float(constants[0])
         return neurons.scaled(1 / factor if node.target in (aten.div.Tensor, aten.div.Scalar) else factor)
-    return neurons.then(str(node.target).split(".")[1])
+    return neurons.then(operator_name(node))
 
 
 def _broadcast(value: Value, shape: tuple[int, ...]) -> Neurons | None:
@@ -119,9 +119,9 @@ def _join(
         neurons = neurons or _told_apart(p, first, dims[0] - lead[0])
         second = second or _told_apart(p, other, dims[0] - lead[1])
     if neurons is None or second is None:
-        return known
+        return known.then(operator_name(node))
     if neurons.dims == second.dims and np.array_equal(neurons.ids, second.ids):
-        return neurons.then(str(node.target).split(".")[1])
+        return neurons.then(operator_name(node))
     if node.target in (aten.add.Tensor, aten.sub.Tensor):
         roles = ("residual", "residual")
     else:

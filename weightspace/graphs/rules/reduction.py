@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch.fx import Node
 
+from weightspace.graphs.labels.neurons import Neurons
 from weightspace.graphs.labels.values import Component, Value, combine
-from weightspace.graphs.nodes.neuron_flow import place_name
+from weightspace.graphs.nodes.neuron_flow import operator_name, place_name
 from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
 
 aten = torch.ops.aten
@@ -32,15 +33,20 @@ def reduction(
     picked = [dims] if isinstance(dims, int) else dims
     reduced = {d % rank for d in picked} if picked else set(range(rank))
     moved, place = reduced_labels(p, x, reduced, keeps=len(shape) == rank)
+    return Value(shape, moved, neurons=reduced_neurons(p, node, x, place, operator_name(node)))
+
+
+def reduced_neurons(p: Propagation, node: Node, x: Value, place: Mapping[int, int], function: str) -> Neurons | None:
+    """Nodes behind a reduction that leaves the axes of ``place``; ``function`` is what it does, if it is not linear."""
     neurons = x.neurons
-    if neurons is not None:
-        if set(neurons.dims) & reduced:
-            dims_left = tuple(d for d in neurons.dims if d not in reduced)
-            neurons = p.recorder.link("link", place_name(node), neurons, dims_left, [x.shape[d] for d in dims_left])
-        elif node.target not in _LINEAR:
-            neurons = neurons.then(str(node.target).split(".")[1])
-        neurons = neurons.moved(tuple(place[d] for d in neurons.dims), neurons.ids)
-    return Value(shape, moved, neurons=neurons)
+    if neurons is None:
+        return None
+    left = tuple(d for d in neurons.dims if d in place)
+    if left != neurons.dims:
+        neurons = p.recorder.link("link", place_name(node), neurons, left, [x.shape[d] for d in left])
+    if node.target not in _LINEAR:
+        neurons = neurons.then(function)
+    return neurons.moved(tuple(place[d] for d in neurons.dims), neurons.ids)
 
 
 def reduced_labels(
