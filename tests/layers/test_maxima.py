@@ -46,6 +46,19 @@ def test_unused_maxima_and_views_have_gradients() -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_counts_all_that_reach_a_maximum(dtype: torch.dtype, kept: bool) -> None:
+    x = torch.zeros(1, 70_001, 1, dtype=dtype)
+    x[:, 259:] = -1  # 259 ties, in bfloat16 260
+    many = torch.zeros(1, 70_001, 1, dtype=dtype)  # more than float16 has numbers for
+    for values, count in ((x, 259), (many, 70_001)):
+        leaf = values.requires_grad_()
+        (gradient,) = torch.autograd.grad(maxima(leaf, [1])[0].sum(), leaf, create_graph=kept)
+        assert gradient.dtype == dtype
+        assert gradient[0, 0, 0] == torch.tensor(1 / count).to(dtype)
+
+
 def test_second_derivatives_and_transforms() -> None:
     x = torch.randn(3, 4, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: maxima(x, [1, 2]), (x,))

@@ -4,10 +4,11 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.errors import SpecError
+from weightspace.graphs import trace
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock, NodeLayer
 from weightspace.graphs.parameter_view import ParameterView
 from weightspace.layers.scale.scale_equivariant import ScaleEq, ScaleInv, inverse_length
@@ -106,6 +107,39 @@ def test_products_and_norms_hold_their_neurons():
     assert [kinds[f"h{i}"] for i in range(4)] == ["permutation", "permutation", "permutation", "scale"]
 
 
+def _behind(function) -> dict[str, Kind]:
+    """Kinds of a perceptron with this function of ``(hidden, input)`` before its last layer."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(function(self.a(x)))
+
+    return scaling_kinds(trace(Net(), torch.randn(5, 6, 3)).layout())
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda h: torch.relu(h).amax(1), "scale"),
+        (lambda h: torch.relu(h).max(1).values, "scale"),
+        (lambda h: torch.tanh(h).mean(1), "sign"),
+        (lambda h: torch.tanh(h).amax(1), "permutation"),
+        (lambda h: torch.tanh(h).max(1).values, "permutation"),
+        (lambda h: torch.tanh(h).sort(1).values[:, 0], "permutation"),
+        (lambda h: torch.tanh(h).amax(-1, keepdim=True).expand(-1, -1, 4), "permutation"),
+        (lambda h: torch.relu(h) + torch.ones_like(h), "permutation"),
+        (lambda h: torch.maximum(torch.relu(h), torch.ones_like(h)), "permutation"),
+        (lambda h: torch.relu(h).cumsum(-1), "permutation"),
+    ],
+)
+def test_operations_that_no_factor_passes_hold_their_neurons(function, expected):
+    assert _behind(function)["a"] == expected
+
+
 def test_kinds_can_be_given():
     layout = _chain(["gelu", "relu"])
     assert scaling_kinds(layout, "sign")["h0"] == "sign"
@@ -122,8 +156,8 @@ def test_lengths_by_hand_and_backward_values(generator):
     w1, b1, w2, b2 = (values[i][:, 0, :, :, 0] for i in range(4))
     first = (w1.square().sum(2) + b1.square().sum(2)) / 3
     second = ((w2.square() * first[:, None]).sum(2) + b2.square().sum(2)) / 4
-    torch.testing.assert_close(found["layers.0"][..., 0], first)
-    torch.testing.assert_close(found["layers.1"][..., 0], second)
+    torch.testing.assert_close(found["layers.0"][..., 0], first.sqrt())
+    torch.testing.assert_close(found["layers.1"][..., 0], second.sqrt())
     assert set(found) == {"layers.0", "layers.1"}
     expected = w2 * first[:, None, :] / second[:, :, None]
     torch.testing.assert_close(lengths.backward_value(2, values[2], found)[:, 0, :, :, 0], expected)
@@ -138,6 +172,52 @@ def test_a_neuron_that_nothing_enters_has_no_backward_values(generator):
     found = lengths(values)
     assert (lengths.backward_value(0, values[0], found)[:, :, 1] == 0).all()
     assert (lengths.backward_value(2, values[2], found)[:, :, :, 1] == 0).all()
+
+
+@pytest.mark.parametrize("q", [1e-37, 1e-20, 1e20, 1e37])
+def test_lengths_whose_squares_are_no_numbers(q, generator):
+    layout = BlockLayout.mlp([2, 3, 4, 1])
+    lengths = NeuronLengths(layout, scaling_kinds(layout))
+    plain = {i: _x(generator, 2, *b.shape).float() for i, b in enumerate(layout.blocks)}
+    values = {i: x.clone() for i, x in plain.items()}
+    values[0][:, :, 1] *= q
+    values[1][:, :, 1] *= q
+    values[2][:, :, :, 1] /= q
+    expected, found = lengths(plain), lengths({i: x.requires_grad_() for i, x in values.items()})
+    expected["layers.0"][:, 1] *= q
+    torch.testing.assert_close(found, expected)
+    backward = lengths.backward_value(0, values[0], found)
+    wanted = lengths.backward_value(0, plain[0], lengths(plain))
+    torch.testing.assert_close(backward[:, :, 1] * q, wanted[:, :, 1])
+    gradients = torch.autograd.grad((backward[:, :, 1] * q).sum(), [values[0], values[1]])
+    assert all(g.isfinite().all() for g in gradients)
+
+
+def test_the_length_of_a_node_is_that_of_all_edges_into_it(generator):
+    """Two blocks, one of them without parameters, whose edges reach some nodes twice and one not at all."""
+    layers = (NodeLayer("x", 3, "hidden", "relu"), NodeLayer("y", 4, "hidden", "relu"), NodeLayer("b", 1, "bias"))
+    views = [ParameterView("b", (3,)).reshape(1, 3, 1, 1), ParameterView("w", (3,)).reshape(3, 1, 1, 1)]
+    blocks = (
+        EdgeBlock("b", "bias", "b", "x", views[0], 1, 3, 1, 1),
+        EdgeBlock("w", "weight", "x", "y", views[1], 3, 1, 1, 1, target_nodes=(0, 2, 2)),
+        EdgeBlock("link", "residual", "x", "y", None, 3, 1, 1, 1, target_nodes=(1, 2, 1)),
+    )
+    layout = BlockLayout(layers, blocks, (("b", (3,)), ("w", (3,))))
+    b, w = _x(generator, 2, 3), _x(generator, 2, 3)
+    values = {0: b.view(2, 1, 3, 1, 1), 1: w.view(2, 3, 1, 1, 1)}
+    kinds: dict[str, Kind] = {"x": "scale", "y": "scale", "b": "permutation"}
+    found = NeuronLengths(layout, kinds)(values)["y"][..., 0]
+    s, r = b.square(), (w * b).square()
+    into = [r[:, 0], s[:, 0] + s[:, 2], r[:, 1] + r[:, 2] + s[:, 1], 0 * s[:, 0]]
+    torch.testing.assert_close(found, (torch.stack(into, 1) / 2).sqrt())
+
+
+@pytest.mark.parametrize("q", [1e-30, 1e-21])
+def test_small_vectors_have_derivatives(q, generator):
+    x = (q * _x(generator, 3, 6)).float().requires_grad_()
+    layer = ScaleEq("scale", 6, 4)
+    gradients = torch.autograd.grad((layer(x) / q).sum(), [x, *layer.parameters()])
+    assert all(g.isfinite().all() for g in gradients)
 
 
 def _slow_round(layer: ScaleRound, x: Tensor, y: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:

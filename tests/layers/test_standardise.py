@@ -36,6 +36,18 @@ def test_a_tensor_that_never_varies_keeps_its_scale(generator):
     assert torch.equal(standardise({1: values})[1], torch.zeros_like(values))
 
 
+def test_a_single_number_is_a_tensor_that_never_varies(generator):
+    layout = BlockLayout.mlp([2, 8, 1])
+    weights = _weights(layout, generator, batch=1)
+    standardise = Standardise(layout)
+    standardise.fit(_weights(layout, generator))
+    standardise.fit(weights)
+    assert standardise.mean[3] == weights["layers.1.bias"].item()
+    assert standardise.std[3] == 1
+    with pytest.raises(SpecError, match="'layers.1.bias' of the networks"):
+        standardise.fit({**weights, "layers.1.bias": torch.full((1, 1), torch.inf)})
+
+
 def test_statistics_are_one_number_per_tensor_and_travel_with_the_state_dict(generator):
     layout = BlockLayout.mlp([2, 8, 1])
     standardise = Standardise(layout)
@@ -46,9 +58,13 @@ def test_statistics_are_one_number_per_tensor_and_travel_with_the_state_dict(gen
     assert torch.equal(copy.std, standardise.std)
 
 
-def test_diverged_networks_are_refused():
+def test_diverged_networks_are_refused(generator):
     layout = BlockLayout.mlp([2, 3, 1])
+    standardise = Standardise(layout)
+    standardise.fit(_weights(layout, generator))
+    before = {name: value.clone() for name, value in standardise.state_dict().items()}
     weights = {name: torch.randn(4, *shape) for name, shape in layout.shapes}
     weights["layers.1.weight"][2, 0, 1] = torch.nan
     with pytest.raises(SpecError, match="'layers.1.weight' of the networks .*Leave out"):
-        Standardise(layout).fit(weights)
+        standardise.fit(weights)
+    assert all(torch.equal(value, before[name]) for name, value in standardise.state_dict().items())

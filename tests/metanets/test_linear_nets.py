@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tests.architectures.weight_spaces import SPACES, attention, mlp
 from weightspace.errors import ShapeError, SpecError
@@ -101,6 +102,21 @@ def test_features_keep_their_mean_square_at_the_start(name, architecture) -> Non
         for y in answers:
             assert 0.2 < y.detach().square().mean() < 5
         x = net._activate(answers, k)
+
+
+class _Draws(TorchFunctionMode):
+    """Refuses what an accelerator would: numbers for it from a generator of the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        assert func is not torch.randn or "generator" not in kwargs or kwargs.get("device") == "cpu"
+        return func(*args, **kwargs)
+
+
+def test_networks_can_be_made_on_a_device() -> None:
+    with torch.device("meta"), _Draws():
+        net = build_metanet("nfn", mlp(2, 5, 4, 1), 3, {"width": 4})
+    assert {p.device.type for p in net.parameters()} == {"meta"}
 
 
 def test_edits_of_wide_inputs_start_with_mean_square_one() -> None:

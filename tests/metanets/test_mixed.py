@@ -98,6 +98,12 @@ def test_invariance_on_hand_written_layouts(make, layout_name, layout, random_we
     assert _relative(net([(layout, permute_neurons(layout_name, layout, weights))]), answer) < 1e-10
 
 
+def test_gains_are_told_apart(make, random_weights):
+    one, other = (BlockLayout.mlp([2, 6, 6, 1], activation="sin", gain=gain) for gain in (1.0, 30.0))
+    net, weights = make([one, other]), random_weights(one)
+    assert _relative(net([(one, weights)]), net([(other, weights)])) > 1e-4
+
+
 def test_every_weight_is_read(make, traced, random_weights):
     layouts = [*LAYOUTS.values(), *(t.layout() for t in traced.values())]
     net = make(layouts)

@@ -222,8 +222,8 @@ def test_bad_requests_are_refused(make, siren, random_weights):
     for wrong in (0, 2.5, True):
         with pytest.raises(SpecError, match=f"'out_features' must be a positive number, or None .*got {wrong}"):
             make([siren], wrong)
-    with pytest.raises(SpecError, match="'layers' of Shared.* must be at least 0 .got -1"):
-        make([siren], 3, layers=-1)
+    with pytest.raises(SpecError, match="'layers' must be at least 1 .got 0"):
+        make([siren], 3, layers=0)
     with pytest.raises(SpecError, match=r"'architectures' must be layouts .got .'WeightSpace'.*layout\(\)"):
         make([trace(nn.Linear(2, 3), torch.zeros(1, 2)).weight_space()], 3)
     weights = random_weights(siren)

@@ -142,6 +142,27 @@ def test_a_neuron_that_nothing_enters_leaves_numbers_and_gradients_finite():
         assert all(x.isfinite().all() for x in (*leaves, *gradients))
 
 
+@pytest.mark.parametrize("q", [1e-25, 1e-20, 1e20])
+@pytest.mark.parametrize("out_features", [3, None])
+def test_factors_whose_squares_are_no_numbers(out_features, q):
+    layout = BlockLayout.mlp([2, 3, 4, 1])
+    weights = {n: w.float() for n, w in _weights(layout).items()}
+    moved = {n: w.clone() for n, w in weights.items()}
+    for key in ("layers.0.weight", "layers.0.bias"):
+        moved[key][:, 1] *= q
+    moved["layers.1.weight"][:, :, 1] /= q
+    net = _build(layout, out_features).eval()
+    expected, found = net(weights), net({n: w.requires_grad_() for n, w in moved.items()})
+    if out_features is None:
+        for key in ("layers.0.weight", "layers.0.bias"):
+            expected[key][:, 1] *= q
+        expected["layers.1.weight"][:, :, 1] /= q
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0.0 if out_features is None else 1e-5)
+    leaves = [found] if isinstance(found, Tensor) else list(found.values())
+    total = torch.stack([(x / x.detach().abs().amax()).sum() for x in leaves]).sum()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(total, list(moved.values())))
+
+
 def test_lengths_do_not_vanish_in_deep_networks():
     """Single precision ends at 1e-38: squares of 64 layers without the factor of the fan-in would be 1e-96."""
     layout = BlockLayout.mlp([2, *[64] * 64, 1])

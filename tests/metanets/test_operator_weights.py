@@ -16,9 +16,9 @@ MOVABLE = [name for name in LAYOUTS if name not in ("one_neuron", "linear", "nod
 """Hand-written layouts in which most random elements move something."""
 TRACED = (
     "batch_norm", "group_norm", "resnext", "padded_shortcut", "densenet", "torch_encoder", "gpt2", "llama", "perceiver",
-    "separate_experts", "lstm_projected", "gru_cell", "selective_state_space",
+    "separate_experts", "lstm_projected", "gru_cell", "selective_state_space", "stacked_branches",
 )  # fmt: skip
-"""Norms, residuals, attention with heads, rotary positions, gates: one of each."""
+"""Norms, residuals, attention with heads, rotary positions, gates, interleaved layers: one of each."""
 
 
 def _weights(layout, batch: int = 2, mean: float = 0.0) -> dict[str, Tensor]:

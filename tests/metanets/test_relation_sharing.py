@@ -14,6 +14,7 @@ from weightspace.graphs import Trace, WeightSpace, trace
 from weightspace.layers import EquivariantLinear, FeatureSpace, RelationLinear
 from weightspace.layers.linear.feature_space import freed
 from weightspace.layers.linear.kind_standardise import KindStandardise
+from weightspace.layers.linear.relation_types import kinds_of
 from weightspace.metanets import build_metanet
 from weightspace.testing import assert_equivariant, assert_invariant, permutation_action
 
@@ -79,6 +80,32 @@ def test_convolutions_of_another_depth_load_too() -> None:
     reader = build_metanet("unf", small(3), 3, options).double()
     reader.load_state_dict(net.state_dict())
     assert_invariant(reader, weights_of(small(3)), permutation_action(small(3)))
+
+
+@cache
+def cnn(first: int, second: int) -> WeightSpace:
+    """Two inner convolutions with kernels of these sizes."""
+    body = nn.Conv2d(4, 5, first, padding="same"), nn.ReLU(), nn.Conv2d(5, 4, second, padding="same"), nn.ReLU()
+    ends = nn.Conv2d(1, 4, 3), nn.ReLU(), *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    return trace(nn.Sequential(*ends), torch.zeros(2, 1, 6, 6)).weight_space()
+
+
+@pytest.mark.parametrize("out", [3, None])
+@pytest.mark.parametrize("name", ["unf", "nfn"])
+def test_kernels_of_two_sizes_are_of_two_kinds(name, out) -> None:
+    net = trained(name, cnn(3, 5), out, {"positions": "sets", "head_width": 8}).eval()
+    law = assert_equivariant if out is None else assert_invariant
+    law(net, weights_of(cnn(3, 5)), permutation_action(cnn(3, 5)))
+
+
+def test_kernels_of_one_size_keep_their_kind() -> None:
+    one, two = (kinds_of(FeatureSpace(cnn(3, k), "sets")) for k in (3, 5))
+    assert one[2] == one[4] == "weight/4(bias/1,weight/4) sets 0,1,2 012 free 1"
+    assert two[2] == f"{one[2]} positions 9"
+    assert two[4] == f"{one[2]} positions 25"
+    assert [kind for k, kind in enumerate(two) if k not in (2, 4)] == [
+        kind for k, kind in enumerate(one) if k not in (2, 4)
+    ]
 
 
 def test_parameters_of_pairs_of_tensors_do_not_load_for_another_depth() -> None:
@@ -164,6 +191,39 @@ def test_units_are_those_of_the_fan_in() -> None:
         units = KindStandardise(space, range(len(space.blocks))).units
         found = [(b.view.parameter, float(u) ** 2) for b, u in zip(space.blocks, units, strict=True)]
         assert {name: fan for name, fan in found if name in wanted} == pytest.approx(wanted)
+
+
+class Rows(nn.Module):
+    """Weights with a row per input, as in GPT-2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(5))
+        self.W2, self.b2 = nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x @ self.weight + self.bias) @ self.W2 + self.b2
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "wanted"),
+    [
+        (nn.ConvTranspose2d(6, 4, 3), (6, 5, 5), {"weight": 54, "bias": 1}),
+        (nn.ConvTranspose2d(6, 4, 3, groups=2), (6, 5, 5), {"weight": 27, "bias": 1}),
+        (Rows(), (3,), {"weight": 3, "bias": 1, "W2": 5, "b2": 1}),
+        (nn.Sequential(nn.Linear(4, 3), nn.LayerNorm([2, 3])), (2, 4), {"0.weight": 4, "1.weight": 3}),
+    ],
+)
+def test_units_of_weights_with_inputs_first(module, shape, wanted) -> None:
+    space = trace(module, torch.zeros(2, *shape)).weight_space()
+    units = KindStandardise(space, range(len(space.blocks))).units
+    found = {(b.view.parameter, round(float(u) ** 2, 3)) for b, u in zip(space.blocks, units, strict=True)}
+    assert {(name, fan) for name, fan in found if name in wanted} == set(wanted.items())
+
+
+def test_attention_in_sets_is_refused_by_its_name() -> None:
+    with pytest.raises(SpecError, match="'set_heads' must be 0 where share='relations' .got 2"):
+        build_metanet("unf", mlp(2, 5, 4, 1), 1, {"share": "relations", "set_heads": 2})
 
 
 def test_unknown_sharing_is_refused() -> None:

@@ -100,6 +100,30 @@ def test_answers_and_edits_under_the_traced_symmetries(traced, bidirectional, ou
     check(net, weights, _action(space, "scale", "sign"))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("out", [3, None])
+@pytest.mark.parametrize("q", [1e-25, 1e-20, 1e-18, 1e18, 1e20])
+def test_factors_whose_squares_are_no_numbers(q, out, bidirectional, generator):
+    """Single precision: of a neuron with small or large weights in front, with and without the inverse behind."""
+    layout = BlockLayout.mlp([2, 5, 4, 1])
+    net = _net(layout, out, bidirectional=bidirectional).float()
+    weights = {n: w.float() for n, w in _weights(layout, generator).items()}
+    moved = {n: w.clone() for n, w in weights.items()}
+    for name in ("layers.0.weight", "layers.0.bias"):
+        moved[name][:, 0] *= q
+    dead = {n: w.clone() for n, w in moved.items()}
+    moved["layers.1.weight"][:, :, 0] /= q
+    for given in (moved, dead) if q < 1 else (moved,):
+        leaves = [w.requires_grad_() for w in given.values()]
+        answer = net(given)
+        found = {"answer": answer} if out else answer
+        assert all(x.isfinite().all() for x in found.values())
+        total = torch.stack([(x / x.detach().abs().amax()).sum() for x in found.values()]).sum()
+        assert all(g.isfinite().all() for g in torch.autograd.grad(total, leaves))
+    if out and 1e-21 < q < 1:  # beyond, squares of states are no numbers
+        torch.testing.assert_close(net(moved), net(weights), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("out", [3, None])
 def test_weights_themselves_on_backward_edges_are_caught(out, generator, monkeypatch):
     """What the public bidirectional model does: the factors of scales do not cancel."""

@@ -12,7 +12,17 @@ from torch import Tensor
 from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
 from weightspace.layers.scaling_kinds import scaling_kinds
 
-__all__ = ["GIVERS", "NEURONS", "BlockRoles", "Side", "collect", "node_features", "odd_layers", "scatter"]
+__all__ = [
+    "GIVERS",
+    "NEURONS",
+    "BlockRoles",
+    "Side",
+    "collect",
+    "loose_layers",
+    "node_features",
+    "odd_layers",
+    "scatter",
+]
 
 NEURONS = ("input", "hidden", "output")
 """Kinds of node layers that compute something, or are given it."""
@@ -96,6 +106,17 @@ class BlockRoles:
             {name: tuple(pairs) for name, pairs in positions.items()},
             tuple(constants),
         )
+
+
+def loose_layers(layout: BlockLayout) -> tuple[str, ...]:
+    """Names of the layers that parameters reach which touch no neuron: temperatures, what weights are computed from."""
+    kinds = {layer.name: layer.kind for layer in layout.layers}
+    reached = {
+        block.target
+        for block in layout.blocks
+        if block.view is not None and kinds[block.source] not in NEURONS and kinds[block.target] not in NEURONS
+    }
+    return tuple(layer.name for layer in layout.layers if layer.name in reached)
 
 
 def odd_layers(layout: BlockLayout) -> frozenset[str]:

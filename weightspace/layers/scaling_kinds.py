@@ -16,7 +16,7 @@ Symmetry = Literal["auto", "scale", "sign", "permutation"]
 """How the kind of the hidden layers is found: by their activations, or given."""
 
 _LINEAR = {"identity", "scale", "mean", "sum", "avg_pool"}
-_HOMOGENEOUS = _LINEAR | {"relu", "relu_", "leaky_relu", "leaky_relu_", "rrelu", "abs", "max_pool", "amax"}
+_HOMOGENEOUS = _LINEAR | {"relu", "relu_", "leaky_relu", "leaky_relu_", "rrelu", "abs", "max_pool", "amax", "amin"}
 _ODD = _LINEAR | {"tanh", "tanh_", "sin", "sin_", "erf", "asin", "atan", "sinh", "asinh"}
 _CARRYING = ("residual", "link")
 """Parameter-free edges along which a factor travels unchanged: sums, and gathering with constant weights."""

@@ -52,15 +52,18 @@ class Standardise(nn.Module):
         """Take the statistics from a batch of networks (the training split), all entries of a block together.
 
         Raises:
-            SpecError: a number is infinite or not a number.
+            SpecError: a number is infinite or not a number; earlier statistics stay.
         """
+        means, stds = torch.zeros_like(self.mean), torch.ones_like(self.std)
         for i, values in split_blocks(self.architecture, weights).items():
-            if values.numel() > 1:
-                std, mean = torch.std_mean(values.double())
+            if values.numel():
+                std, mean = torch.std_mean(values.double(), correction=int(values.numel() > 1))
                 if not bool(std.isfinite()):
                     raise diverged(self.architecture.blocks[i].name)
-                self.mean[i] = mean
-                self.std[i] = std if std > 1e-8 * (1 + mean.abs()) else 1.0
+                means[i] = mean
+                stds[i] = std if std > 1e-8 * (1 + mean.abs()) else 1.0
+        self.mean.copy_(means)
+        self.std.copy_(stds)
 
     def forward(
         self,

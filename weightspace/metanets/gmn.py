@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.block_roles import NEURONS, collect, nodes_of, scatter
+from weightspace.layers.block_roles import NEURONS, collect, loose_layers, nodes_of, scatter
 from weightspace.layers.blocks import Architecture
 from weightspace.layers.messages.edge_states import EdgeEmbedding, EdgeUpdate, joined_edges, unit_edges
 from weightspace.layers.messages.message_layer import Executor, MessageLayer
@@ -59,6 +59,8 @@ class GraphMetanetworkConfig:
     zero_init: bool = False
 
     def __post_init__(self) -> None:
+        if self.layers < 1:
+            raise SpecError(f"'layers' of GraphMetanetwork must be at least 1 (got {self.layers}).")
         if self.edge_width < 1 or self.width % self.edge_width:
             raise SpecError(f"'width' must be a multiple of 'edge_width' (got {self.width} and {self.edge_width}).")
         choices = {"executor": ("blocks", "sparse"), "biases": ("nodes", "features"), "residual": ("plain", "dit")}
@@ -172,7 +174,8 @@ class GraphMetanetwork(Metanet):
         skipped: Collection[str] = stateless_layers(layout) if config.biases == "features" else ()
         layers = [layer for layer in layout.layers if layer.name not in skipped]
         self.names = [layer.name for layer in layers]
-        self.neurons = [layer.name for layer in layers if layer.kind in NEURONS]
+        loose = loose_layers(layout)  # no neuron passes on what these hear
+        self.neurons = [layer.name for layer in layers if layer.kind in NEURONS or layer.name in loose]
         self.carriers = [i for i, block in enumerate(layout.blocks) if block.source not in skipped]
         self.sizes = {layer.name: layer.size for layer in layers}
         rows = [table_rows(layer) for layer in layers]
@@ -184,6 +187,8 @@ class GraphMetanetwork(Metanet):
             EdgeEmbedding(layout, layout.blocks[i], edge_width, config.edge_units) for i in self.carriers
         )
         features = self._make_features()
+        if config.layers == 1:
+            self._tell_apart(self.carriers, edge_width)
         self.layers = nn.ModuleList(
             MessageLayer(layout, written=self.neurons, carriers=self.carriers, width=width, dropout=config.dropout)
             for _ in range(config.layers)
@@ -214,9 +219,15 @@ class GraphMetanetwork(Metanet):
         for i in features:
             self.features[str(i)] = EdgeEmbedding(self.layout, blocks[i], config.width, config.edge_units)
             self.register_buffer(f"feature_{i}", nodes_of(blocks[i], "target"), persistent=False)
-            if blocks[i].positions > 1:  # no update follows before the sum, which forgets constants that are added
-                self.places[str(i)] = nn.Parameter(torch.randn(config.width, 1, 1, 1, 1, blocks[i].positions))
+        self._tell_apart(features, config.width)
         return features
+
+    def _tell_apart(self, numbers: Collection[int], width: int) -> None:
+        """Factors of parallel edges that are summed with no update before: a sum forgets constants that are added."""
+        for i in numbers:
+            positions = self.layout.blocks[i].positions
+            if positions > 1:
+                self.places[str(i)] = nn.Parameter(torch.randn(width, 1, 1, 1, 1, positions))
 
     def _edited(self, numbers: list[int]) -> list[int]:
         """Those of the blocks that change: of parameters, and no running statistics."""
@@ -245,9 +256,7 @@ class GraphMetanetwork(Metanet):
             states[name] = collect(table[None], getattr(self, f"classes_{n}")).expand(1, self.sizes[name], -1)
         for i, embed in self.features.items():
             name = self.layout.blocks[int(i)].target
-            values = embed(raw[int(i)], standard[int(i)])
-            values = values * self.places[i] if i in self.places else values
-            rows = joined_edges(values).flatten(2).permute(1, 2, 0)
+            rows = self._joined(i, embed(raw[int(i)], standard[int(i)])).flatten(2).permute(1, 2, 0)
             states[name] = states[name] + scatter(rows, getattr(self, f"feature_{i}"), self.sizes[name])
         edges = {i: embed(raw.get(i), standard.get(i)) for i, embed in zip(self.carriers, self.edges, strict=True)}
         u = self.global_start
@@ -256,12 +265,16 @@ class GraphMetanetwork(Metanet):
                 u, change = self.globals[m](u, [states[name] for name in self.neurons], list(edges.values()))
                 states |= {name: states[name] + change for name in self.neurons}
             batch = max(len(x) for x in states.values())
-            operators = {i: joined_edges(e) for i, e in edges.items()}
+            operators = {i: self._joined(str(i), e) for i, e in edges.items()}
             operators = {i: e.expand(-1, max(batch, e.shape[1]), -1, -1, -1) for i, e in operators.items()}
             states = layer(states, {i: (e, e) for i, e in operators.items()}, self.executor)
             if m < len(self.updates):
                 edges = self.updates[m](edges, states, self.executor)
         return states, edges, u
+
+    def _joined(self, i: str, edges: Tensor) -> Tensor:
+        """Parallel edges of a block summed, told apart where the sum is the first that is done with them."""
+        return joined_edges(edges * self.places[i] if i in self.places else edges)
 
     def _embed(self, weights: Mapping[str, Tensor], raw: dict[int, Tensor], standard: dict[int, Tensor]) -> Tensor:
         states, _, u = self._run(raw, standard)

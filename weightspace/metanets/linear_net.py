@@ -85,6 +85,8 @@ class LinearNetConfig:
                 raise SpecError(f"'{name}' must be one of {list(known)} (got '{getattr(self, name)}').")
         if self.layers < 1:
             raise SpecError(f"'layers' must be at least 1 (got {self.layers}).")
+        if self.set_heads and self.share == "relations":
+            raise SpecError(f"'set_heads' must be 0 where share='relations' (got {self.set_heads}).")
 
 
 class _BatchNorm(nn.BatchNorm1d):
@@ -216,7 +218,8 @@ class LinearNet(Metanet):
         size = sum(math.prod(m.sizes) * f for m, f in zip(self.features.maps, self.encode.free, strict=True))
         batch = max(fewest, min(most, numbers // (size * self.config.width)))
         shapes = [(batch, *m.sizes, m.free) for m in self.features.maps]
-        x = self.encode([torch.randn(shape, generator=generator) for shape in shapes])
+        device = self.standardise.std.device  # which under torch.device(...) is not that of the generator
+        x = self.encode([torch.randn(shape, generator=generator, device="cpu").to(device) for shape in shapes])
         for k, linear in enumerate(self.linears):
             assert isinstance(linear, EquivariantLinear)
             x = linear.calibrate(x, self.positions[k]())

@@ -34,7 +34,7 @@ class SharedOperatorNetConfig:
     normalisation: Normalisation = "relation"
 
     def __post_init__(self) -> None:
-        _check(self.width, "heads", self.heads, self.normalisation)
+        _check(self, "heads")
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,14 @@ class SharedGraphMetanetworkConfig:
     normalisation: Normalisation = "relation"
 
     def __post_init__(self) -> None:
-        _check(self.width, "edge_width", self.edge_width, self.normalisation)
+        _check(self, "edge_width")
 
 
-def _check(width: int, name: str, part: int, normalisation: str) -> None:
-    if part < 1 or width % part:
-        raise SpecError(f"'width' must be a multiple of '{name}' (got {width} and {part}).")
-    if normalisation not in ("relation", "network"):
-        raise SpecError(f"'normalisation' must be 'relation' or 'network' (got '{normalisation}').")
+def _check(config: SharedOperatorNetConfig | SharedGraphMetanetworkConfig, name: str) -> None:
+    part = getattr(config, name)
+    if config.layers < 1:
+        raise SpecError(f"'layers' must be at least 1 (got {config.layers}): messages read the weights.")
+    if part < 1 or config.width % part:
+        raise SpecError(f"'width' must be a multiple of '{name}' (got {config.width} and {part}).")
+    if config.normalisation not in ("relation", "network"):
+        raise SpecError(f"'normalisation' must be 'relation' or 'network' (got '{config.normalisation}').")

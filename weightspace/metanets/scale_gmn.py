@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.block_roles import GIVERS
+from weightspace.layers.block_roles import GIVERS, loose_layers
 from weightspace.layers.readout import head
 from weightspace.layers.scale.scale_equivariant import ScaleInv
 from weightspace.layers.scale.scale_round import EdgeKey, ScaleRound, plan_rounds, routes_of
@@ -110,7 +110,8 @@ class ScaleGMN(Metanet):
         self.neurons = [x.name for x in layout.layers if x.kind not in GIVERS or x.name in targets]
         self.outputs = [x.name for x in layout.layers if x.kind == "output"]
         width, routes = config.width, routes_of(layout, self.neurons, bidirectional=config.bidirectional)
-        self.pooled = [x.name for x in layout.layers if self._is_pooled(x.name, x.kind, config)]
+        loose = loose_layers(layout)  # no neuron passes on what these hear
+        self.pooled = [x.name for x in layout.layers if x.name in loose or self._is_pooled(x.name, x.kind, config)]
         every: set[EdgeKey] = {r.edge for r in routes if r.to == "target" and not r.is_link}
         wanted = (self.neurons, every) if out_features is None else ([*self.pooled, *self.outputs], ())
         plans = plan_rounds(routes, config.layers, *wanted)

@@ -14,11 +14,24 @@ from weightspace.layers.standardise import diverged
 
 __all__ = ["KindStandardise"]
 
+_BIAS_NAMES = {"weight": "bias", "w": "b", "W": "b"}
+
+
+def _fan_in(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Parameters of one output; there are as many outputs as numbers in the bias, or rows where none is beside it."""
+    shape, (path, dot, last) = shapes[name], name.rpartition(".")
+    biases = (shapes.get(path + dot + last.replace(a, b)) for a, b in _BIAS_NAMES.items() if a in last)
+    outputs = next((bias[0] for bias in biases if bias is not None and len(bias) == 1), 0)
+    is_transposed = len(shape) > 1 and outputs > 0 and outputs != shape[0] and outputs % shape[1] == 0
+    return math.prod(shape) // outputs if is_transposed else math.prod(shape[1:])
+
 
 class KindStandardise(nn.Module):
     """Weights times the root of their fan-in, then standardised by one mean and deviation per kind.
 
-    As :class:`~weightspace.layers.standardise.Standardise`, whose statistics are per tensor and so of one depth.
+    As :class:`~weightspace.layers.standardise.Standardise`, whose statistics are per tensor and so of one depth. A
+    weight space does not say which axis holds outputs: it is the first one, unless the length of the bias of the same
+    name says otherwise (transposed convolutions, ``x @ W + b``).
 
     Args:
         space: Weight space of the networks that are read.
@@ -41,7 +54,8 @@ class KindStandardise(nn.Module):
         self.space, self.slots = space, list(slots)
         self.register_buffer("kind_mean", torch.zeros(len(set(slots))))
         self.register_buffer("kind_std", torch.ones(len(set(slots))))
-        units = [math.prod(b.view.parameter_shape[1:]) ** 0.5 for b in space.blocks]
+        shapes = {p.name: p.shape for p in space.parameters}
+        units = [_fan_in(b.view.parameter, shapes) ** 0.5 for b in space.blocks]
         self.register_buffer("index", torch.tensor(self.slots), persistent=False)
         self.register_buffer("units", torch.tensor(units), persistent=False)
 

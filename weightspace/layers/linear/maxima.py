@@ -57,7 +57,9 @@ class _Maxima(torch.autograd.Function):
 
 def _share(marks: Tensor, axis: int, gradient: Tensor) -> Tensor:
     """What each of the entries that reach a maximum, marked by 1, gets of its gradient."""
-    return (gradient / marks.sum(axis).clamp(min=1)).unsqueeze(axis)
+    # half precision cannot count: bfloat16 ends at 256
+    count = marks.sum(axis, dtype=torch.promote_types(marks.dtype, torch.float32)).clamp(min=1)
+    return (gradient / count).to(gradient.dtype).unsqueeze(axis)
 
 
 def _add_shares(x: Tensor, reached: list[tuple[int, Tensor, Tensor]], gradient: Tensor, memory: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -61,7 +62,8 @@ def kinds_of(space: FeatureSpace) -> list[str]:
     """Kind of every feature map: its role, which of its axes are sets, how they nest, and its free axes.
 
     Tensors of one kind have coefficients in common. First and last weights are kinds of their own where inputs and
-    outputs are channels, as they have channels for each of them.
+    outputs are channels, as they have channels for each of them. Where kernel positions are sets, so are kernels with
+    different numbers of them, which are told apart by different embeddings.
     """
     result = []
     for i, m in enumerate(space.maps):
@@ -69,7 +71,13 @@ def kinds_of(space: FeatureSpace) -> list[str]:
         free = "x".join(str(n) for n in m.unfolded[len(m.order) - _free_axes(m) :])
         repeats = "".join(str(m.groups.index(g)) for g in m.groups)
         result.append(f"{role_of(space, i)} sets {sets or '-'} {repeats or '-'} free {free or '1'}".replace(".", "_"))
-    return result
+    kernels = [
+        math.prod(n for g, n in zip(m.groups, m.sizes, strict=True) if g in space.position_groups) for m in space.maps
+    ]
+    lengths: dict[str, set[int]] = {}
+    for kind, length in zip(result, kernels, strict=True):
+        lengths.setdefault(kind, set()).add(length)
+    return [k if len(lengths[k]) == 1 else f"{k} positions {n}" for k, n in zip(result, kernels, strict=True)]
 
 
 def relation_of(space: FeatureSpace, s: int, t: int) -> Relation:

@@ -30,8 +30,8 @@ COORDINATE_FEATURES = _AXES * (1 + 2 * len(_FREQUENCIES))
 _INDEX_FREQUENCIES = (1, 2, 4, 8, 16, 32)
 INDEX_FEATURES = 2 + 2 * len(_INDEX_FREQUENCIES)
 """Numbers that tell nodes of one layer apart, where they keep their identity; else all zero."""
-SIZE_FEATURES = 2
-"""Logarithm of the size of a layer, and its place in the architecture."""
+SIZE_FEATURES = 3
+"""Logarithm of the size of a layer, its place in the architecture, and the gain before its activation."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class SharedPlan(nn.Module):
         features: Blocks that give each target node numbers (biases, norm parameters).
         operators: Other blocks with parameters.
         links: Parameter-free blocks.
-        numbers: What tells nodes apart: place of the layer, its size, and number of the node where it keeps one;
-            shape ``(N, INDEX_FEATURES + SIZE_FEATURES)``.
+        numbers: What tells nodes apart: place of the layer, its size, its gain, and number of the node where it keeps
+            one; shape ``(N, INDEX_FEATURES + SIZE_FEATURES)``.
     """
 
     numbers: Tensor
@@ -137,7 +137,8 @@ class SharedPlan(nn.Module):
             keeps = layer.kind in ("input", "output", "position")
             index = _index_features(range(layer.size) if keeps else layer.index, layer.size)
             place = depth / max(1, len(layers) - 1)
-            sizes = torch.tensor([math.log(layer.size) - 3.0, 2 * place - 1]).expand(layer.size, -1)
+            gain = math.asinh(layer.gain) - math.asinh(1.0)  # 0 without one; of any sign
+            sizes = torch.tensor([math.log(layer.size) - 3.0, 2 * place - 1, gain]).expand(layer.size, -1)
             rows.append(torch.cat([index, sizes], 1))
             start += layer.size
         self.register_buffer("numbers", torch.cat(rows), persistent=False)

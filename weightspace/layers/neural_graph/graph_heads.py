@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.errors import SpecError
-from weightspace.layers.block_roles import collect, nodes_of
+from weightspace.layers.block_roles import collect, loose_layers, nodes_of
 from weightspace.layers.moments import keep_moment_
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph
 
@@ -22,7 +22,8 @@ Readout = Literal["outputs", "mean", "max"]
 class GraphReadout(nn.Module):
     """Vector per network from the node states: the output nodes side by side, or all nodes pooled.
 
-    Kofinas et al. 2024. Output neurons have an order, so that their states side by side are invariant.
+    Kofinas et al. 2024. Output neurons have an order, so that their states side by side are invariant; beside them
+    stand means over the nodes of parameters that touch no neuron, whose states reach no output.
 
     Args:
         graph: Nodes.
@@ -49,12 +50,15 @@ class GraphReadout(nn.Module):
         rows = torch.cat([torch.arange(sizes[n]) + graph.starts[n] for n in outputs]) if outputs else torch.zeros(0)
         self.how = how
         self.register_buffer("rows", rows.long(), persistent=False)
-        self.out_features = width * (len(rows) if how == "outputs" else 1)
+        starts = graph.starts
+        self.loose = [(starts[n], starts[n] + graph.layout.layer(n).size) for n in loose_layers(graph.layout)]
+        self.out_features = width * (len(rows) + len(self.loose) if how == "outputs" else 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """One vector per network."""
         if self.how == "outputs":
-            return x.index_select(1, self.rows).flatten(1)
+            outputs = x.index_select(1, self.rows).flatten(1)
+            return torch.cat([outputs, *(x[:, a:b].mean(1) for a, b in self.loose)], dim=1)
         return x.mean(1) if self.how == "mean" else x.amax(1)
 
 

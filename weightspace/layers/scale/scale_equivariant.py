@@ -13,15 +13,24 @@ from torch.nn import functional as F
 
 from weightspace.layers.scaling_kinds import Kind
 
-__all__ = ["RescaleEq", "ScaleEq", "ScaleInv", "inverse_length"]
+__all__ = ["RescaleEq", "ScaleEq", "ScaleInv", "inverse_length", "reciprocal"]
+
+
+def reciprocal(length: Tensor) -> Tensor:
+    """1 / length, and 0 where the length is 0 or too small to have a reciprocal."""
+    alive = length >= torch.finfo(length.dtype).tiny
+    length = torch.where(alive, length, 1.0)
+    size = length.detach()
+    # The derivative 1 / length^2 overflows where 1 / length is a number; so it is taken of a ratio that is 1.
+    return torch.where(alive, 1 / size, 0.0) / (length / size)
 
 
 def inverse_length(
     x: Tensor,  # shape: (..., C)
 ) -> Tensor:  # shape: (..., 1)
     """1 over the root mean square; 1 for a vector of zeros, which no factor changes."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x.shape[-1] ** 0.5 / torch.where(length > 0, length, 1.0)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(max=torch.finfo(x.dtype).max)
+    return x.shape[-1] ** 0.5 * reciprocal(torch.where(length > 0, length, 1.0))
 
 
 def _units(kind: Kind, projected: Tensor, x: Tensor, shift: Tensor) -> Tensor:

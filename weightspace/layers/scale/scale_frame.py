@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.block_roles import collect
-from weightspace.layers.scale.scale_values import NeuronLengths, reciprocal
+from weightspace.layers.scale.scale_values import NeuronLengths
 from weightspace.layers.scaling_kinds import Kind
 
 __all__ = ["ScaleFrame"]
@@ -44,13 +42,11 @@ class ScaleFrame(nn.Module):
     def lengths(self, values: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Lengths by layer of kind ``"scale"``, ``(B, n, 1)``."""
         fan_in = {i: self.blocks[i].inputs * self.blocks[i].positions for i in values}
-        squares = self.measure({i: value * fan_in[i] ** 0.5 for i, value in values.items()})
-        # the derivative of the root at 0 is infinite, and must not be taken there
-        return {name: torch.where(x == 0, 0.0, torch.where(x == 0, 1.0, x).sqrt()) for name, x in squares.items()}
+        return self.measure({i: value * fan_in[i] ** 0.5 for i, value in values.items()})
 
     def enter(self, i: int, value: Tensor, lengths: Mapping[str, Tensor]) -> Tensor:
         """Parameters of block ``i`` without the factors."""
-        return self._rescale(i, value, lengths, divided="target", multiplied="source")
+        return self.measure.rescale(i, value, lengths, divided="target", multiplied="source")
 
     def leave(
         self,
@@ -59,19 +55,5 @@ class ScaleFrame(nn.Module):
         lengths: Mapping[str, Tensor],
     ) -> Tensor:  # shape: (B, copies, G, O, I, K)
         """Changes of the parameters of block ``i`` with their factors."""
-        moved = self._rescale(i, change.transpose(0, 1), lengths, divided="source", multiplied="target")
+        moved = self.measure.rescale(i, change.transpose(0, 1), lengths, divided="source", multiplied="target")
         return moved.transpose(0, 1)
-
-    def _rescale(
-        self, i: int, value: Tensor, lengths: Mapping[str, Tensor], *, divided: str, multiplied: str
-    ) -> Tensor:
-        block = self.blocks[i]
-        if getattr(block, divided) in lengths:
-            value = value * reciprocal(self._along(i, divided, lengths))
-        return value * self._along(i, multiplied, lengths) if getattr(block, multiplied) in lengths else value
-
-    def _along(self, i: int, side: str, lengths: Mapping[str, Tensor]) -> Tensor:
-        """Lengths at one side of a block, ``(B, G, O, 1, 1)`` or ``(B, G, 1, I, 1)``."""
-        block = self.blocks[i]
-        at = collect(lengths[getattr(block, side)], getattr(self.measure, f"{side}_{i}"))
-        return at.view(-1, block.groups, *((block.out, 1) if side == "target" else (1, block.inputs)), 1)

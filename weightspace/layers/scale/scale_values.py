@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.block_roles import collect, node_features, nodes_of, scatter
+from weightspace.layers.block_roles import Side, collect, node_features, nodes_of, scatter
 from weightspace.layers.node_classes import class_rows
+from weightspace.layers.scale.scale_equivariant import reciprocal
 from weightspace.layers.scaling_kinds import Kind
 
 __all__ = ["NeuronLengths", "ScaleEdits", "ScaleNodes"]
@@ -22,15 +23,16 @@ def _bare_linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 class NeuronLengths(nn.Module):
-    r"""Squared length of every neuron with a positive factor, from the weights in front of it.
+    r"""Length of every neuron with a positive factor, from the weights in front of it.
 
     .. math:: s_i^2 = \mathrm{mean}\,(w_{ij}^2 s_j^2)
 
     over the parameters that enter neuron i, in the order of the forward pass, with :math:`s = 1` where the factor is
-    a sign or known. It is multiplied by :math:`q_i^2`, so that :math:`w_{ij} s_j^2 / s_i^2` is multiplied by
+    a sign or known. It is multiplied by :math:`q_i`, so that :math:`w_{ij} s_j^2 / s_i^2` is multiplied by
     :math:`q_j / q_i`: what a message against the direction of the edge needs. The paper asks for :math:`1 / w` there,
     which is infinite at 0 and as often huge as a weight is small; this is zero at 0. Blocks from layers that come
-    later (recurrence) are left out. A neuron without entering weights has length 0, and its quotients are 0.
+    later (recurrence) are left out. A neuron without entering weights has length 0, and its quotients are 0. Squares
+    are of numbers divided by the largest in front of their neuron: they neither vanish nor overflow.
 
     Args:
         layout: The architecture.
@@ -54,18 +56,24 @@ class NeuronLengths(nn.Module):
                 self.entering[block.target].append(i)
 
     def forward(self, values: Mapping[int, Tensor]) -> dict[str, Tensor]:
-        """Squared lengths."""
+        """Lengths."""
         result: dict[str, Tensor] = {}
         like = next(iter(values.values()))
+        one = like.new_ones(1, 1, 1, 1, 1)  # what a block without parameters multiplies by
         for name, size in self.sizes.items():
-            total = like.new_zeros(len(like), size, 1)
-            for i in self.entering[name]:
-                block = self.blocks[i]
-                squares = values[i].square().sum(4) if i in values else like.new_ones(block.shape[:3])
-                squares = (squares * self._at_source(result, i)).sum(3).expand(len(like), -1, -1)
-                total = total + scatter(squares.flatten(1).unsqueeze(2), getattr(self, f"target_{i}"), size)
+            zeros = like.new_zeros(len(like), size, 1)
+            entering = {i: self._entering(i, values.get(i, one), result) for i in self.entering[name]}
+            largest = zeros
+            for i, x in entering.items():
+                found = torch.linalg.vector_norm(x.detach(), torch.inf, dim=2, keepdim=True).expand(len(like), -1, -1)
+                largest = torch.maximum(largest, _scatter_largest(found, getattr(self, f"target_{i}"), size))
+            alive, total = largest > 0, zeros
+            for i, x in entering.items():
+                nodes = getattr(self, f"target_{i}")
+                squares = (x / collect(torch.where(alive, largest, 1.0), nodes)).square().sum(2, keepdim=True)
+                total = total + scatter(squares, nodes, size)
             count = sum(self.blocks[i].inputs * self.blocks[i].positions for i in self.entering[name])
-            result[name] = total / max(1, count)
+            result[name] = largest * (torch.where(alive, total, 1.0) / max(1, count)).sqrt()
         return result
 
     def backward_value(
@@ -75,23 +83,47 @@ class NeuronLengths(nn.Module):
         lengths: Mapping[str, Tensor],
     ) -> Tensor:  # shape: (B, G, O, I, K)
         """Values of block ``i`` for messages against its direction: their factors are the reciprocal ones."""
+        for _ in range(2):  # squared lengths would overflow
+            value = self.rescale(i, value, lengths, divided="target", multiplied="source")
+        return value
+
+    def rescale(
+        self,
+        i: int,
+        value: Tensor,  # shape: (B, G, O, I, K)
+        lengths: Mapping[str, Tensor],
+        *,
+        divided: Side,
+        multiplied: Side,
+    ) -> Tensor:  # shape: (B, G, O, I, K)
+        """Values of block ``i`` divided by the lengths at one side and multiplied by those at the other."""
         block = self.blocks[i]
-        if block.target in lengths:
-            at_target = collect(lengths[block.target], getattr(self, f"target_{i}"))
-            value = value * reciprocal(at_target).view(-1, block.groups, block.out, 1, 1)
-        return value * self._at_source(lengths, i).unsqueeze(-1) if block.source in lengths else value
+        if getattr(block, divided) in lengths:
+            value = value * self._along(i, divided, reciprocal(lengths[getattr(block, divided)]))
+        if getattr(block, multiplied) in lengths:
+            value = value * self._along(i, multiplied, lengths[getattr(block, multiplied)])
+        return value
 
-    def _at_source(self, lengths: Mapping[str, Tensor], i: int) -> Tensor:
-        """Squared lengths along the inputs of a block, ``(B, G, 1, I)``; 1 where the factor is a sign or known."""
+    def _entering(self, i: int, value: Tensor, lengths: Mapping[str, Tensor]) -> Tensor:
+        """Parameters of block ``i`` times the lengths of their sources, ``(B or 1, G * O, I * K)``."""
         block = self.blocks[i]
-        if block.source not in lengths:
-            return next(iter(lengths.values()), torch.ones(())).new_ones(())
-        return collect(lengths[block.source], getattr(self, f"source_{i}")).view(-1, block.groups, 1, block.inputs)
+        if block.source in lengths:
+            value = value * self._along(i, "source", lengths[block.source])
+        return value.expand(-1, block.groups, block.out, block.inputs, -1).flatten(3).flatten(1, 2)
+
+    def _along(self, i: int, side: Side, at: Tensor) -> Tensor:
+        """Numbers of the neurons at one side of a block, ``(B, G, O, 1, 1)`` or ``(B, G, 1, I, 1)``."""
+        block = self.blocks[i]
+        shape = (block.out, 1) if side == "target" else (1, block.inputs)
+        return collect(at, getattr(self, f"{side}_{i}")).view(-1, block.groups, *shape, 1)
 
 
-def reciprocal(x: Tensor) -> Tensor:
-    """1 / x, and 0 where x is 0."""
-    return torch.where(x > 0, 1 / torch.where(x > 0, x, 1.0), 0.0)
+def _scatter_largest(values: Tensor, nodes: Tensor | None, size: int) -> Tensor:
+    """Largest of the values at each of the listed nodes; ``(B, m, 1) -> (B, size, 1)``."""
+    if nodes is None:
+        return values
+    index = nodes.view(1, -1, 1).expand(len(values), -1, -1)
+    return values.new_zeros(len(values), size, 1).scatter_reduce(1, index, values, "amax")
 
 
 class ScaleNodes(nn.Module):
@@ -206,7 +238,8 @@ class ScaleEdits(nn.Module):
                 continue
             source = states[block.source]
             if block.source in lengths:
-                source = source * reciprocal(lengths[block.source])
+                at_node = reciprocal(lengths[block.source])
+                source = source * at_node * at_node
             at_source = self.right[key](collect(source, getattr(self, f"source_{i}")))
             left_terms = at_target.unflatten(2, (self.copies, positions, self.rank)).unflatten(1, (groups, out))
             right_terms = at_source.unflatten(1, (groups, inputs))

@@ -1,0 +1,112 @@
+"""Every scalar of the network that is read counts, and layers whose neurons stand in turns are read as one."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from tests.architectures.dense import StackedBranches
+from tests.metanets.conftest import SMALL
+from weightspace.errors import SpecError
+from weightspace.graphs import trace
+from weightspace.metanets import build_metanet
+from weightspace.testing import assert_equivariant, assert_invariant, permutation_action
+
+
+class Temperature(nn.Module):
+    """Answers times the exponential of a number, which no neuron stands for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out, self.log_scale = nn.Linear(3, 4), nn.Linear(4, 2), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.a(x))) * self.log_scale.exp()
+
+
+class Loss(nn.Module):
+    """Class weights inside of a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out, self.weight = nn.Linear(3, 4), nn.Linear(4, 2), nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer = self.out(torch.tanh(self.a(x)))
+        return F.binary_cross_entropy_with_logits(answer, torch.zeros_like(answer), pos_weight=self.weight)
+
+
+MODULES = {
+    "temperature": Temperature,
+    "loss": Loss,
+    "one_norm": lambda: nn.Sequential(
+        parametrizations.weight_norm(nn.Linear(3, 4), dim=None), nn.Tanh(), nn.Linear(4, 2)
+    ),
+    "orthogonal": lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(3, 3)), nn.Tanh(), nn.Linear(3, 2)),
+}
+READERS = {
+    "operator": ("operator", {}),
+    "gmn": ("gmn", {}),
+    "gmn, biases as features": ("gmn", {"biases": "features"}),
+    "gmn, one round": ("gmn", {"layers": 1}),
+    "neural_graph": ("neural_graph", {}),
+    "neural_graph_transformer": ("neural_graph_transformer", {}),
+    "scale_gmn": ("scale_gmn", {}),
+    "scale_gmn, last layer": ("scale_gmn", {"readout": "last_layer"}),
+    "nft": ("nft", {}),
+    "unf": ("unf", {}),
+}
+
+
+def _weights(shapes: Mapping[str, tuple[int, ...]], batch: int = 2) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {n: torch.randn(batch, *s, dtype=torch.float64, generator=generator) for n, s in shapes.items()}
+
+
+def _built(name: str, traced, out: int | None = 3, **more):
+    torch.manual_seed(0)
+    model, options = READERS.get(name, (name, {}))
+    return build_metanet(model, traced, out, {**SMALL.get(model, {}), **options, **more}).double().eval()
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", MODULES)
+def test_parameters_that_touch_no_neuron_are_read(name, reader):
+    traced = trace(MODULES[name](), torch.zeros(2, 3))
+    net = _built(reader, traced)
+    weights = {k: w.requires_grad_() for k, w in _weights(dict(traced.layout().shapes)).items()}
+    net(weights).square().sum().backward()
+    for key, weight in weights.items():
+        assert weight.grad is not None, key
+        assert (weight.grad != 0).all(), key
+
+
+@pytest.mark.parametrize(
+    "name", ["operator", "gmn", "neural_graph", "neural_graph_transformer", "scale_gmn", "nft", "deep_sets", "statnn"]
+)
+def test_neurons_of_two_layers_in_turns(name):
+    traced = trace(StackedBranches(), torch.zeros(2, 3))
+    blocks = [block for block in traced.layout().blocks if block.source in ("a", "b")]
+    assert [block.shape for block in blocks] == [(1, 2, 5, 1), (1, 2, 5, 1)]
+    weights, action = _weights(dict(traced.layout().shapes)), permutation_action(traced.weight_space())
+    assert_invariant(_built(name, traced), weights, action)
+    if name not in ("deep_sets", "statnn"):
+        assert_equivariant(_built(name, traced, None), weights, action)
+
+
+@pytest.mark.parametrize("biases", ["nodes", "features"])
+def test_one_round_tells_kernel_positions_apart(biases):
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(12, 2))
+    traced = trace(net, torch.zeros(2, 2, 6, 6))
+    reader, weights = _built("gmn", traced, layers=1, biases=biases), _weights(dict(traced.layout().shapes))
+    answer = reader(weights)
+    for key in ("0.weight", "2.weight"):
+        assert (reader({**weights, key: weights[key].flip(-1)}) - answer).abs().max() > 1e-3 * answer.abs().max()
+
+
+def test_without_a_round_nothing_is_read():
+    with pytest.raises(SpecError, match="'layers' of GraphMetanetwork must be at least 1 .got 0"):
+        build_metanet("gmn", trace(nn.Linear(3, 2), torch.zeros(2, 3)), 3, {"layers": 0})
