@@ -1,7 +1,7 @@
 """Accuracy of every metanetwork at one budget of processor time, on INRs of digits.
 
     python benchmarks/metanet_accuracy.py --cpu-seconds 300 --out runs/metanet_accuracy            # all models, seed 0
-    python benchmarks/metanet_accuracy.py --models operator,dws --seeds 3 --plain --out runs/metanet_accuracy
+    python benchmarks/metanet_accuracy.py --models "operator;dws" --seeds 3 --plain --out runs/metanet_accuracy
     python benchmarks/metanet_accuracy.py --zoo mnist --images t10k-images-idx3-ubyte.gz --cpu-seconds 1200
     python benchmarks/metanet_accuracy.py --table --out runs/metanet_accuracy
 
@@ -25,6 +25,7 @@ import multiprocessing
 import platform
 import resource
 import statistics
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -272,6 +273,7 @@ def main() -> None:
     if unknown := sorted(set(names) - set(ENTRIES)):
         parser.error(f"unknown models {unknown}; there are {list(ENTRIES)}")
     seeds = range(args.first_seed, args.first_seed + args.seeds)
+    failed = 0
     if not args.table:
         for out in (run_folder(args.out / args.zoo / f"seed{s}", n, args.plain) for s in seeds for n in names):
             if reason := other_run(out, args.cpu_seconds, _shares(FRACTIONS[args.zoo])):
@@ -284,13 +286,17 @@ def main() -> None:
                 running = {name: pool.submit(run, folder, name, args.plain, seed, args.cpu_seconds) for name in names}
                 for name, job in running.items():
                     error = job.exception()
+                    failed += error is not None
                     print(f"{args.zoo} seed {seed} {name}: {'done' if error is None else error}", flush=True)
     found = rows(args.out)
-    if not found:
+    if found:
+        table = merged(found, json.loads(RESULT.read_bytes())["rows"] if RESULT.exists() else [])
+        write(table)
+        show(table)
+    elif not failed:
         parser.error(f"'{args.out}' holds no finished run. Leave out --table to make them.")
-    table = merged(found, json.loads(RESULT.read_bytes())["rows"] if RESULT.exists() else [])
-    write(table)
-    show(table)
+    if failed:
+        sys.exit(f"{failed} runs failed. The same command goes on with them.")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,16 @@ together for the same processor time, and scores the test networks. Runs that ar
 another budget are an error, stopped ones go on. The baseline is gradient boosting on statistics
 of the weight and bias tensors (after Unterthiner et al. 2020, who read one architecture): seven statistics of first,
 last and, by mean and extremes, of all weight and bias tensors, with family, numbers of tensors and of parameters.
-Epochs are chosen on validation; test networks are scored once per run. Writes ``results/mixed_architectures.json``.
+Epochs are chosen on validation; test networks are scored once per run. The table is made of all folders, printed, and
+written as ``results/mixed_architectures.json``, where rows stay whose folders are elsewhere, or fewer here than the
+seeds they rest on; of a zoo of another size it is printed only. ``--table`` trains and builds nothing.
 """
 
 import argparse
 import json
 import platform
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ import torch
 from scipy.stats import kendalltau
 from sklearn.ensemble import HistGradientBoostingRegressor
 
+from weightspace.errors import ZooFormatError
 from weightspace.graphs import BlockLayout, trace
 from weightspace.metanets import (
     MixedReader,
@@ -42,6 +46,7 @@ RESULTS = Path(__file__).parent / "results" / "mixed_architectures.json"
 TARGET = "test_accuracy"
 FAMILIES = ("mlp", "cnn", "resnet", "vit")
 MODELS = ("operator", "operator-network", "gmn", "gmn-network", "statnn")
+PARTS = ("all", *FAMILIES)
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -152,31 +157,81 @@ def _cell(row: dict[str, Any], part: str) -> str:
     return f"{r2['mean']:.2f}{spread} / {tau['mean']:.2f} / {mae['mean']:.3f}"
 
 
-def table(out: Path, described: dict[str, Any]) -> None:
-    """Means and spreads over the seeds, printed and written."""
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(out.glob("seed*/*/results.json")):
-        runs.setdefault(path.parent.name, []).append(json.loads(path.read_bytes()))
-    rows = []
-    parts = ("all", *FAMILIES)
-    print("| model | seeds | parameters | epochs | " + " | ".join(parts) + " |")
-    print("|---|--:|--:|--:|" + "---|" * len(parts))
-    for model, results in sorted(runs.items(), key=lambda item: MODELS.index(item[0])):
-        row: dict[str, Any] = {"model": model, "seeds": len(results), "parameters": results[0]["parameters"]}
+def rows(out: Path) -> list[dict[str, Any]]:
+    """Means and spreads over the seeds, a row per model and budget, from the run folders."""
+    runs: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
+    for path in sorted(p for p in out.glob("seed*/*/results.json") if p.parent.name in MODELS):
+        result = json.loads(path.read_bytes())
+        runs.setdefault((path.parent.name, result.get("budget_cpu_seconds")), []).append(result)
+    table = []
+    for (model, budget), results in runs.items():
+        row: dict[str, Any] = {"model": model, "budget_cpu_seconds": budget, "seeds": len(results)}
+        row["parameters"] = results[0]["parameters"]
         for figure in ("epochs", "cpu_seconds"):
             row[figure] = None if results[0][figure] is None else statistics.mean(r[figure] for r in results)
-        for family in parts:
+        for family in PARTS:
             for figure in ("r2", "kendall_tau", "mae"):
                 values = [r["test"][family][figure] for r in results]
                 spread = statistics.stdev(values) if len(values) > 1 else None
                 row[f"{family}_{figure}"] = {"mean": statistics.mean(values), "spread": spread, "seeds": values}
-        rows.append(row)
-        size = "" if row["parameters"] is None else f"{row['parameters']:,}"
-        epochs = "" if row["epochs"] is None else f"{row['epochs']:.0f}"
-        print("|", model, "|", len(results), "|", size, "|", epochs, "|", " | ".join(_cell(row, f) for f in parts), "|")
+        table.append(row)
+    return table
+
+
+def merged(found: list[dict[str, Any]], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows found now, with those known before that rest on more seeds or were not found."""
+    table: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in (*known, *found):
+        key = (row["model"], row["budget_cpu_seconds"])
+        if key not in table or row["seeds"] >= table[key]["seeds"]:
+            table[key] = row
+    return sorted(table.values(), key=lambda row: (-(row["budget_cpu_seconds"] or 0), MODELS.index(row["model"])))
+
+
+def show(table: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    print("| model | CPU s | seeds | parameters | epochs | " + " | ".join(PARTS) + " |")
+    print("|---|--:|--:|--:|--:|" + "---|" * len(PARTS))
+    for row in table:
+        budget, size, epochs = (
+            "" if row[name] is None else f"{row[name]:,.0f}" for name in ("budget_cpu_seconds", "parameters", "epochs")
+        )
+        cells = [row["model"], budget, str(row["seeds"]), size, epochs, *(_cell(row, part) for part in PARTS)]
+        print("|", " | ".join(cells), "|")
+
+
+def report(found: list[dict[str, Any]], described: dict[str, Any]) -> None:
+    """Print the rows with those known before, and write them; of another zoo than the written ones, print alone."""
+    written = json.loads(RESULTS.read_bytes()) if RESULTS.exists() else {"zoo": described, "rows": []}
+    if written["zoo"]["networks"] != described["networks"]:
+        show(merged(found, []))
+        print(f"Not written: {RESULTS.name} is of {written['zoo']['networks']} networks, not {described['networks']}.")
+        return
+    table = merged(found, written["rows"])
+    show(table)
     machine = {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine()}
-    content = {"machine": machine, "threads": 1, "zoo": described, "rows": rows}
+    content = {"machine": machine, "threads": 1, "zoo": described, "rows": table}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def describe(zoo: Zoo) -> dict[str, Any]:
+    """Sizes, and the target by family."""
+    families = zoo.column("family")
+    described: dict[str, Any] = {"networks": len(zoo), "architectures": len(zoo.architectures)}
+    for family in FAMILIES:
+        accuracy = zoo.column(TARGET)[families == family]
+        described[family] = {"mean": float(accuracy.mean()), "deviation": float(accuracy.std())}
+    return described
+
+
+def train(zoo: Zoo, models: Sequence[str], args: argparse.Namespace) -> None:
+    """The runs that are missing."""
+    args.layouts = [trace(a.build(), torch.zeros(2, 1, 8, 8)).layout() for a in zoo.architectures]
+    kinds = [FAMILIES.index(a.kind.removeprefix("digits-")) for a in zoo.architectures]
+    for seed in range(args.seeds):
+        splits = {name: read(zoo, name, str(seed)) for name in ("train", "val", "test")}
+        for model in models:
+            run(model, seed, splits, kinds, args)
 
 
 def main() -> None:
@@ -189,20 +244,20 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only make the table from the folders")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    zoo = build(MixedClassifiers(units_per_architecture=args.units), args.out / "zoo", workers=1, progress=False)
-    families = zoo.column("family")
-    described: dict[str, Any] = {"networks": len(zoo), "architectures": len(zoo.architectures)}
-    for family in FAMILIES:
-        accuracy = zoo.column(TARGET)[families == family]
-        described[family] = {"mean": float(accuracy.mean()), "deviation": float(accuracy.std())}
+    models = args.models.split(",")
+    if unknown := sorted(set(models) - set(MODELS)):
+        parser.error(f"unknown models {unknown}; there are {list(MODELS)}")
     if not args.table:
-        args.layouts = [trace(a.build(), torch.zeros(2, 1, 8, 8)).layout() for a in zoo.architectures]
-        kinds = [FAMILIES.index(a.kind.removeprefix("digits-")) for a in zoo.architectures]
-        for seed in range(args.seeds):
-            splits = {name: read(zoo, name, str(seed)) for name in ("train", "val", "test")}
-            for model in args.models.split(","):
-                run(model, seed, splits, kinds, args)
-    table(args.out, described)
+        recipe = MixedClassifiers(units_per_architecture=args.units)
+        train(build(recipe, args.out / "zoo", workers=1, progress=False), models, args)
+    found = rows(args.out)
+    if not found:
+        parser.error(f"'{args.out}' holds no finished run. Leave out --table to make them.")
+    try:
+        described = describe(Zoo.open(args.out / "zoo"))
+    except ZooFormatError as error:
+        parser.error(str(error))
+    report(found, described)
 
 
 if __name__ == "__main__":

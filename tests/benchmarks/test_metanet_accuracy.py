@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,32 @@ def test_finished_runs_of_another_budget_are_named(main, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main("--models", "dws", "--plain", "--seeds", "2", "--cpu-seconds", "200")
     assert "dws-plain" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_told_by_the_exit_code(tmp_path, monkeypatch, capsys):
+    class Here(Executor):
+        def __init__(self, *_, **__):
+            pass
+
+        def submit(self, _, folder, name, *more):
+            job = Future()
+            job.set_exception(ValueError("no luck") if name == "mlp" else None)
+            return job
+
+    monkeypatch.setattr(metanet_accuracy, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(metanet_accuracy, "build", lambda *_, **__: None)
+    monkeypatch.setattr(metanet_accuracy, "RESULT", tmp_path / "results" / "table.json")
+    monkeypatch.setattr(metanet_accuracy, "show", lambda _: None)
+    words = ["metanet_accuracy.py", "--out", str(tmp_path), "--models"]
+    for found in ([], [row("dws", 1, 0.7)]):
+        monkeypatch.setattr(metanet_accuracy, "rows", lambda _, found=found: found)
+        monkeypatch.setattr(sys, "argv", [*words, "mlp;dws"])
+        with pytest.raises(SystemExit, match="1 runs failed. The same command goes on with them."):
+            metanet_accuracy.main()
+        assert "digits seed 0 mlp: no luck" in capsys.readouterr().out
+    assert len(json.loads(metanet_accuracy.RESULT.read_text())["rows"]) == 1
+    monkeypatch.setattr(sys, "argv", [*words, "dws"])
+    metanet_accuracy.main()
 
 
 def test_finished_runs_of_another_split_are_named(main, tmp_path, capsys):

@@ -35,6 +35,8 @@ def test_a_line_per_batch_size_and_json(zoo, tmp_path, capsys):
         (["--device", "abacus"], "'abacus'"),
         (["--largest", "4"], "'largest' must be at least 8"),
         (["--model-config.wide", "8"], "wide"),
+        (["--model-config.dropout", "half"], "'dropout' of metanetwork 'operator' must be a number (got 'half')"),
+        (["--model-config.probes", "abc"], "'probes' must be a whole number"),
         (["--out", "no-such-folder/costs.json"], "There is no folder 'no-such-folder'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

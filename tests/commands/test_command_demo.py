@@ -96,6 +96,39 @@ def test_a_device_that_is_not_there_ends_with_one_sentence(folder, tmp_path, cap
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("bytes_left", [0, 100, -30])
+def test_a_truncated_embedding_is_named(folder, tmp_path, bytes_left):
+    run = shutil.copytree(folder / "mlp", tmp_path / "mlp")
+    whole = (run / "embedding.npz").read_bytes()
+    (run / "embedding.npz").write_bytes(whole[:bytes_left])
+    with pytest.raises(CheckpointError, match="is not the folder of a finished run"):
+        read_run("mlp", run)
+
+
+def test_the_epoch_that_was_kept_is_read(folder):
+    run = read_run("operator", folder / "operator")
+    assert run.history.best_epoch == run.results["best_epoch"]
+
+
+@pytest.mark.parametrize("probes", ["abc", "-4", "0.5"])
+def test_probes_that_are_no_number_end_with_one_sentence(folder, tmp_path, probes, capsys):
+    words = ["train", str(folder / "zoo"), "--out", str(tmp_path / "run"), "--model-config.probes", probes]
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith("'probes' must be a whole number")
+
+
+def test_graph_of_a_zoo_takes_one_shape(folder, capsys):
+    for inputs in (["x=1,2"], ["1,2", "--input", "1,2"], ["int:1,2"]):
+        assert main(["graph", str(folder / "zoo"), "--input", *inputs]) == 2
+        assert capsys.readouterr().err.startswith("'--input' of a zoo must be one shape such as 1,3,32,32 (got ")
+
+
+def test_a_demo_of_no_epochs_is_refused_before_anything_is_built(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--limit", "24", "--epochs", "0"]) == 2
+    assert "'epochs' of TrainConfig must be positive (got 0)" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
 def test_an_unfinished_run_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="is not the folder of a finished run"):
         read_run("operator", tmp_path)

@@ -8,6 +8,7 @@ import pytest
 
 from weightspace.commands import main
 from weightspace.commands.command_line import given
+from weightspace.errors import SpecError
 from weightspace.zoo.splits import DEFAULT_FRACTIONS
 
 
@@ -63,6 +64,21 @@ def _is_one_sentence(err):
             ["graph", "torch.nn:Embedding(5, 3)", "--input", "int:9,9@5000"],
             "does not run on these inputs",
         ),
+        (["graph", "./nets:Net", "--input", "1,3"], "'./nets.py:...'"),
+        (["graph", "torch.nn:Linear(-1, 3)", "--input", "1,3"], "Calling 'torch.nn:Linear(-1, 3)' failed"),
+        (
+            ["graph", "torch.nn:Linear(3, 8)", "--input", "1,3", "--trials", "-1"],
+            "'--trials' must be at least 1 (got -1)",
+        ),
+        (
+            ["graph", "torch.nn:Linear(3, 8)", "--input", "1,3", "--trials", "0"],
+            "'--trials' must be at least 1 (got 0)",
+        ),
+        (
+            ["train", "my zoo", "--out", "x", "--batch-size", "64.7"],
+            'for --batch-size: unable to convert "64.7" into int',
+        ),
+        (["zoo", "build", "digits-inr", "--out", "x", "--widths", "2", "32.5", "1"], 'convert "32.5" into int'),
         (["sing"], "sing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -135,6 +151,37 @@ def test_shares_of_the_splits_are_given_one_at_a_time(run, monkeypatch):
     assert run("train", "my zoo", "--out", "run", *words)[0] == 0
     assert run("train", "my zoo", "--out", "run")[0] == 0
     assert given_shares == [{"train": 0.8, "val": 0.1, "test": 0.1}, dict(DEFAULT_FRACTIONS)]
+
+
+@pytest.mark.parametrize("word", ["train", "bench"])
+def test_options_of_metanetworks_are_taken_as_they_are_written(run, monkeypatch, word):
+    module, given_options = importlib.import_module(f"weightspace.commands.{word}"), []
+
+    def taken(*_, **more):
+        given_options.append(more["model_config"])
+        raise SpecError("enough")
+
+    monkeypatch.setattr("weightspace.zoo.Zoo.open", lambda path: path)
+    monkeypatch.setattr(module, "classify" if word == "train" else "measure_steps", taken)
+    wanted = {"dropout": 0.5, "frequency_scale": 0.1, "width": 32, "gain": None, "reverse": False, "symmetry": "sign"}
+    words = [text for name, value in wanted.items() for text in (f"--model-config.{name}", str(value))]
+    where = ["my zoo", "--out", "run"] if word == "train" else ["--zoo", "my zoo"]
+    assert run(word, *where, *words) == (2, "", "enough\n")
+    assert run(word, *where)[0] == 2
+    assert [(name, type(value)) for name, value in given_options[0].items()] == [
+        (name, type(value)) for name, value in wanted.items()
+    ]
+    assert given_options == [wanted, {}]
+
+
+def test_whole_numbers_may_be_written_with_a_point(run, monkeypatch):
+    module, configs = importlib.import_module("weightspace.commands.train"), []
+    monkeypatch.setattr("weightspace.zoo.Zoo.open", lambda path: path)
+    monkeypatch.setattr(module, "classify", lambda *_, **more: configs.append(more["config"]))
+    for name in ("read_run", "results_rows", "write_report"):
+        monkeypatch.setattr(module, name, lambda *_, **__: [])
+    assert run("train", "my zoo", "--out", "run", "--batch-size", "64.0")[0] == 0
+    assert configs[0].batch_size == 64
 
 
 def test_a_page_that_no_command_line_asked_for_names_none():

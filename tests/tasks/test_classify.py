@@ -161,6 +161,36 @@ def test_a_second_call_only_scores_again(run, zoo):
         classify(zoo, folder, model="operator", model_config={"width": 16}, config=config, salt="other", progress=False)
 
 
+def test_another_selection_of_equal_size_is_not_taken_for_the_run(zoo, tmp_path):
+    def run(rows):
+        return classify(rows, tmp_path, model="statnn", config=TrainConfig(epochs=1), progress=False)
+
+    even, odd = (zoo.select([2 * i + k for i in range(59)]) for k in (0, 1))
+    result = run(even)
+    written = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(CheckpointError, match=r"\(selection: 59 networks, SHA-256 \w+, not 59 networks, SHA-256 \w+\)"):
+        run(odd)
+    assert (tmp_path / "results.json").read_bytes() == written
+    assert run(even) == result
+
+
+def test_runs_that_do_not_say_what_was_selected_can_be_evaluated_but_not_continued(zoo, tmp_path):
+    result = classify(zoo, tmp_path, model="statnn", config=TrainConfig(epochs=1), progress=False)
+    for name in ("resume.json", "checkpoint.json"):
+        record = json.loads((tmp_path / name).read_text())
+        del record["model"]["selection"]
+        (tmp_path / name).write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"another model \(selection: unknown, not 119 networks"):
+        classify(zoo, tmp_path, model="statnn", config=TrainConfig(epochs=1), progress=False)
+    assert evaluate(tmp_path, zoo) == result.test
+
+
+@pytest.mark.parametrize("probes", ["abc", -4, 2.5, True])
+def test_a_number_of_probes_that_is_none_is_named(zoo, tmp_path, probes):
+    with pytest.raises(SpecError, match=f"'probes' must be a whole number, .* .got {probes!r}"):
+        classify(zoo, tmp_path / "run", model_config={"probes": probes})
+
+
 def test_the_test_split_is_looked_at_only_after_training(zoo, tmp_path, monkeypatch):
     events = []
     fit, split = classify_task.__globals__["fit"], Zoo.split
@@ -240,6 +270,8 @@ def test_presets_name_the_run_and_wrap_standard_sirens():
     assert digits_job("operator", seed=3).salt == "3"
     job = digits_job("operator", init="siren", probes=16, epochs=2)
     assert (job.name, job.config.prepare, job.config.epochs) == ("operator-probes", ("wrap",), 2)
+    with pytest.raises(SpecError, match="'epochs' of TrainConfig must be positive .got 0"):
+        digits_job("operator", epochs=0)
 
 
 class Tiny(nn.Module):
@@ -272,9 +304,21 @@ def test_a_device_that_is_not_there_is_named_before_anything_is_traced(run, zoo,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_is_no_run_is_refused(zoo, tmp_path):
+def test_a_folder_that_is_no_run_is_refused(run, zoo, tmp_path):
     with pytest.raises(CheckpointError, match="is not the folder of a finished run"):
         evaluate(tmp_path, zoo)
+    config = json.loads((run[0] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_config": None}))
+    with pytest.raises(CheckpointError, match="is not the folder of a finished run"):
+        evaluate(tmp_path, zoo)
+
+
+def test_predictions_appear_whole_or_not_at_all(zoo, tmp_path, monkeypatch):
+    published = []
+    monkeypatch.setitem(classify_task.__globals__, "publish", lambda path, _: published.append(path.name))
+    classify(zoo, tmp_path, model="statnn", config=TrainConfig(epochs=1), progress=False)
+    assert published == ["predictions.parquet", "embedding.npz"]
+    assert not (tmp_path / "predictions.parquet").exists()
 
 
 def test_an_empty_split_is_seen_before_training(tmp_path):

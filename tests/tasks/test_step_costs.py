@@ -118,6 +118,7 @@ def test_the_number_of_threads_is_put_back(zoo):
         ({"threads": 0}, "'threads' at least 1"),
         ({"device": "abacus"}, "'device' must be one that torch finds here .got 'abacus'"),
         ({"model": "oracle"}, "'oracle'"),
+        ({"model_config": {"probes": "abc"}}, "'probes' must be a whole number, .* .got 'abc'"),
     ],
 )
 def test_bad_options_are_named(zoo, options, said):

@@ -115,6 +115,19 @@ def test_a_damaged_record_is_refused(run, text):
         load_checkpoint(run[0])
 
 
+@pytest.mark.parametrize("tensors", [None, 3, []])
+def test_a_record_that_names_no_file_is_refused(run, tensors):
+    edit(run[0], tensors=tensors)
+    with pytest.raises(CheckpointError, match="is not the record of a checkpoint"):
+        load_checkpoint(run[0])
+
+
+def test_a_record_that_names_a_folder_is_refused(run):
+    edit(run[0], tensors="")
+    with pytest.raises(CheckpointError, match="which are missing"):
+        load_checkpoint(run[0])
+
+
 def edit(folder, **changes):
     path = folder / "checkpoint.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import socket
 from itertools import count
 
@@ -151,10 +152,15 @@ def test_a_kill_before_the_metrics_leaves_them_to_the_next_call(train_model, tmp
 
 
 def test_what_a_killed_run_left_half_written_is_removed(train_model, tmp_path):
-    stale = tmp_path / f".metrics.csv.{socket.gethostname().replace('.', '-')}.{2**22 + 1}.aa.tmp"
-    stale.write_text("half a row")
+    stale = tmp_path / f".metrics.csv.{socket.gethostname().replace('.', '-')}.{2**22 + 1}.0000000a.tmp"
+    foreign = [tmp_path / ".scratch.tmp", tmp_path / "notes" / stale.name]
+    foreign[1].parent.mkdir()
+    for path in (stale, *foreign):
+        path.write_text("half a row")
+        os.utime(path, (0, 0))
     train_model(tmp_path, CONFIG)
     assert not stale.exists()
+    assert all(path.exists() for path in foreign), "files of others stay"
 
 
 def test_a_finished_run_is_loaded_and_not_repeated(train_model, tmp_path):
@@ -263,6 +269,25 @@ def test_another_run_in_the_folder_is_not_overwritten(train_model, make_model, d
     fewer = LabelledWeights({k: v[:50] for k, v in data[0].weights.items()}, data[0].targets[:50])
     with pytest.raises(CheckpointError, match=r"another networks \(\[60, 30\], not \[50, 30\]\)"):
         train_model(tmp_path, CONFIG, train=fewer)
+
+
+def test_another_module_with_the_same_record_is_refused(make_model, data, tmp_path):
+    def run(width):
+        model = make_model(width=width)
+        fit(model, data[0], data[1], CONFIG, tmp_path, objective=Classification(), record={}, progress=False)
+
+    run(16)
+    with pytest.raises(CheckpointError, match="holds a run of another module with the same record .*size mismatch"):
+        run(8)
+
+
+@pytest.mark.parametrize("empty", ["train", "val"])
+def test_an_empty_split_is_refused(make_model, data, tmp_path, empty):
+    none = LabelledWeights({name: value[:0] for name, value in data[0].weights.items()}, data[0].targets[:0])
+    splits = {"train": data[0], "val": data[1], empty: none}
+    with pytest.raises(SpecError, match=f"'{empty}' of fit must hold networks"):
+        fit(make_model(), **splits, config=CONFIG, run_dir=tmp_path / "run", objective=Classification(), record={})
+    assert not (tmp_path / "run").exists()
 
 
 def test_unequal_lengths_are_refused(data):

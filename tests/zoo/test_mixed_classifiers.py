@@ -7,7 +7,7 @@ from torch.func import functional_call
 from weightspace.errors import SpecError
 from weightspace.zoo.build import build
 from weightspace.zoo.recipe import known_recipes
-from weightspace.zoo.recipes import CLASSIFIER_FAMILIES, MixedClassifiers, classifier_architecture
+from weightspace.zoo.recipes import CLASSIFIER_FAMILIES, MixedClassifiers, classifier_architecture, mixed_classifiers
 from weightspace.zoo.recipes.mixed_classifiers import _targets
 
 SMALL = {"unit_size": 2, "steps": (3, 4), "chunk": 2, "train_images": 40}
@@ -58,6 +58,44 @@ def test_members_learn_from_their_own_images_and_labels():
     noisy = _targets(labels, {"seed": 1, "label_noise": 0.5, "images": 40})
     assert 5 <= int((noisy != labels).sum()) <= 30
     assert {recipe._draw(m)["steps"] for m in range(2)} <= {3, 4}
+
+
+def test_rows_record_the_steps_that_were_trained(monkeypatch):
+    trained, fit = [], mixed_classifiers.fit_ensemble_vmap
+
+    def noted(module, weights, inputs, targets, schedule, **more):
+        trained.extend([schedule.steps] * len(weights))
+        return fit(module, weights, inputs, targets, schedule, **more)
+
+    monkeypatch.setattr(mixed_classifiers, "fit_ensemble_vmap", noted)
+    recipe = MixedClassifiers(families=("mlp",), unit_size=3, steps=(1, 9), chunk=2, train_images=40)
+    rows = [row for unit in recipe.plan()[:2] for row in recipe.train(unit).rows]
+    assert [row["step"] for row in rows] == trained
+    assert len(set(trained)) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"families": ()}, "'families' .* must name at least one, and none twice"),
+        ({"families": ("mlp", "mlp")}, "'families' .* must name at least one, and none twice"),
+        ({"units_per_architecture": 0}, r"'units_per_architecture' .* must be at least 1 \(got 0\)"),
+        ({"unit_size": 0}, "'unit_size' of recipe 'mixed-classifiers' must be at least 1"),
+        ({"train_images": 31}, "'train_images' .* must be at least 32"),
+        ({"train_images": 1797}, r"'train_images' .* must leave some of 1797 for testing \(got 1797\)"),
+        ({"chunk": 0}, "'chunk' .* must be at least 1"),
+        ({"steps": (0, 3)}, r"'steps' .* must be a least and a largest, 1 or more \(got \(0, 3\)\)"),
+        ({"steps": (4, 3)}, "'steps' .* must be a least and a largest"),
+        ({"steps": (3,)}, "'steps' .* must be a least and a largest"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, said):
+    with pytest.raises(SpecError, match=said):
+        MixedClassifiers(**options)
+
+
+def test_the_images_are_as_many_as_the_options_are_checked_against():
+    assert len(MixedClassifiers().images) == mixed_classifiers._IMAGES
 
 
 def test_unknown_families_are_refused():

@@ -1,5 +1,6 @@
 """The store: exact round trips, deterministic bytes, selections, splits, errors of the writer."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -321,6 +322,23 @@ def test_info_counts(tmp_path, toy):
     assert "saved states: 11 (runs: 11, split keys: 6, units: 2, 0.0 MB of weights)" in text
     assert "psnr: 42.273 on average, from 40 to 45" in text
     assert "forward: omega 30.0" in text
+
+
+def test_info_is_of_finite_values_and_its_json_has_null_for_none(tmp_path):
+    zoo = Zoo.create(tmp_path, recipe={}, forward={})
+    nan, inf = float("nan"), float("inf")
+    same = {"step": 0, "seed": 0, "init_id": "i", "split_key": "k", "label": 0}
+    rows = [
+        {"model_id": str(n), "run_id": str(n), "psnr": psnr, "loss": loss, **same}
+        for n, (psnr, loss) in enumerate([(40.0, nan), (nan, nan), (-inf, inf), (44.0, nan)])
+    ]
+    zoo.append("unit", Architecture("toy", {}, {"w": ((2,), "float32")}), torch.zeros(4, 2), rows)
+    info = zoo.info()
+    assert info.metrics["psnr"] == (40.0, 42.0, 44.0)
+    assert "psnr: 42 on average, from 40 to 44" in str(info)
+    assert "loss: no finite value" in str(info)
+    stored = json.loads(json.dumps(info.to_json(), allow_nan=False))
+    assert stored["metrics"] == {"psnr": [40.0, 42.0, 44.0], "loss": [None] * 3}
 
 
 def test_an_empty_zoo_can_be_looked_at(tmp_path, toy):

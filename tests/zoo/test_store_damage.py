@@ -259,16 +259,22 @@ def test_sweep_spares_the_temporaries_of_live_writers(tmp_path, toy, monkeypatch
         f".b.parquet.{host}.{dead.stdout.strip()}.00000000.tmp": True,
         ".c.parquet.elsewhere.1.00000000.tmp": False,
         ".d.parquet.elsewhere.1.00000000.tmp": True,
-        ".old.tmp": True,
+        ".f.parquet.elsewhere.1.0000.tmp": False,
+        ".old.tmp": False,
     }
+    (tmp_path / "index" / "notes").mkdir()
+    (tmp_path / "index" / "notes" / f".b.parquet.{host}.{dead.stdout.strip()}.00000000.tmp").write_text(
+        "of another tool"
+    )
     for name in names:
         (tmp_path / "index" / name).write_text("half")
     two_days_ago = time.time() - 2 * 86400
-    for name in (".d.parquet.elsewhere.1.00000000.tmp", ".old.tmp"):
+    for name in (".d.parquet.elsewhere.1.00000000.tmp", ".f.parquet.elsewhere.1.0000.tmp", ".old.tmp"):
         os.utime(tmp_path / "index" / name, (two_days_ago, two_days_ago))
     assert zoo.units == ["a", "b"]
     assert {path.name for path in zoo.sweep()} == {name for name, stale in names.items() if stale}
     assert zoo.sweep() == []
+    assert list((tmp_path / "index" / "notes").iterdir())
 
     def foreign(pid: int, signal: int) -> None:
         raise PermissionError

@@ -8,6 +8,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import weightspace
 from weightspace.commands.command_line import quoted, running
+from weightspace.commands.option_values import converted
 from weightspace.errors import WeightspaceError
 
 __all__ = ["app", "run"]
@@ -21,7 +22,7 @@ app = App(
     version=weightspace.__version__,
     suppress_keyboard_interrupt=False,
     # `--widths 2 32 32 1` instead of one flag per number, and no `--empty-widths`.
-    default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=(), converter=converted),
 )
 zoo = App(name="zoo", help="Build, look at and check populations of trained networks.")
 app.command(zoo)

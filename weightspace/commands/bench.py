@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from weightspace.commands.console import say
+from weightspace.commands.option_values import literals
 from weightspace.errors import SpecError
 from weightspace.tasks import StepCost, measure_steps
 from weightspace.tasks.step_costs import SMALLEST
@@ -23,7 +24,7 @@ def bench(
     *,
     zoo: Path,
     model: str = "operator",
-    model_config: dict[str, int | float | bool | str] | None = None,
+    model_config: dict[str, str] | None = None,
     largest: int = 4096,
     seconds: float = 60.0,
     device: str = "cpu",
@@ -51,7 +52,7 @@ def bench(
     found = measure_steps(
         opened,
         model=model,
-        model_config=model_config,
+        model_config=literals(model_config),
         largest=largest,
         seconds=seconds,
         device=device,

@@ -40,12 +40,12 @@ def demo(
         epochs: Passes over the training split, for every model; by default as many as fit into five minutes.
         limit: Use the first images only, for a quick try; 0 for all 1,797.
     """
+    jobs = [[digits_job(model, seed=seed, init=init, epochs=epochs) for model in group] for group in _GROUPS]
     seconds: dict[str, float] = {}
     with _timed(seconds, "building the zoo"):
         recipe = DigitsInr(init=init, seed=seed, limit=limit)
         zoo = build(recipe, out / "zoo", title=f"SIRENs of the scikit-learn digits ({init} initialisation)")
     say(f"Zoo: {len(zoo):,} INRs, mean PSNR {zoo.column('psnr').mean():.1f} dB. Training on two cores; bar: operator.")
-    jobs = [[digits_job(model, seed=seed, init=init, epochs=epochs) for model in group] for group in _GROUPS]
     with _timed(seconds, "training"):
         compare(out / "zoo", out, jobs)
     runs = {job.name: out / job.name for group in jobs for job in group}

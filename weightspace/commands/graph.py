@@ -58,6 +58,8 @@ def graph(
     """
     if draw is not None and draw.suffix != ".png":
         raise SpecError(f"'--draw' writes PNG files (got '{draw}'); '--html' writes a page that scales.")
+    if trials is not None and trials < 1:
+        raise SpecError(f"'--trials' must be at least 1 (got {trials}).")
     traced, weights = (_trace_zoo_item if Path(target).is_dir() else _trace_module)(target, input or [], output)
     space = traced.weight_space(check=False)
     rows = group_rows(space)
@@ -133,5 +135,7 @@ def _trace_zoo_item(folder: str, inputs: list[str], output: str | None) -> tuple
     if output is not None:
         raise SpecError("'--output' is for modules; the networks of a zoo have one output.")
     zoo = readable(Zoo.open(folder))
-    args, _ = example_inputs(inputs)
+    args, kwargs = example_inputs(inputs)
+    if kwargs or len(args) > 1 or not all(x.is_floating_point() for x in args):
+        raise SpecError(f"'--input' of a zoo must be one shape such as 1,3,32,32 (got {', '.join(inputs)}).")
     return trace_zoo(zoo, tuple(args[0].shape) if args else None), zoo[0].weights

@@ -54,6 +54,8 @@ def _call(target: str, source: ModuleType, text: str) -> Any:
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
             raise ValueError("more than one pair of brackets")
         return _evaluated(target, source, call)
+    except SpecError:
+        raise
     except (SyntaxError, ValueError) as error:
         raise SpecError(
             f"The arguments in '{target}' must be literals such as 3, 'relu' or (2, 32), or calls of names in the same "
@@ -75,8 +77,11 @@ def _evaluated(target: str, source: ModuleType, node: ast.expr) -> Any:
 def _called(target: str, thing: Any, args: list, kwargs: dict) -> Any:
     try:
         return thing(*args, **kwargs)
-    except TypeError as error:
-        raise SpecError(f"Calling '{target}' failed: {error}. Give its arguments in brackets behind it.") from error
+    except Exception as error:  # it may be anybody's code
+        raise SpecError(
+            f"Calling '{target}' failed ({type(error).__name__}: {error}). Give its arguments in brackets behind it, "
+            "such as it takes."
+        ) from error
 
 
 def _attribute(source: ModuleType, name: str) -> Any:
@@ -91,6 +96,8 @@ def _attribute(source: ModuleType, name: str) -> Any:
 
 
 def _import(path: str) -> ModuleType:
+    if path.startswith(".") or Path(path).name != path:
+        raise SpecError(f"'{path}' is no name of a package. A file is named with its ending: '{path}.py:...'.")
     working_directory = os.getcwd()
     sys.path.insert(0, working_directory)
     try:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from weightspace.commands.command_line import given
 from weightspace.commands.console import say, text_table
+from weightspace.commands.option_values import literals
 from weightspace.commands.report.classification import RESULTS_HEADER, results_rows, write_report
 from weightspace.commands.report.runs import read_run
 from weightspace.tasks import classify
@@ -25,7 +26,7 @@ def train(
     *,
     out: Path,
     model: str = "operator",
-    model_config: dict[str, int | float | bool | str] | None = None,
+    model_config: dict[str, str] | None = None,
     options: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 (frozen)
     salt: str = DEFAULT_SALT,
     fractions: dict[str, float] | None = None,
@@ -50,7 +51,14 @@ def train(
     opened = Zoo.open(zoo)
     shares = fractions or DEFAULT_FRACTIONS
     classify(
-        opened, out, model=model, model_config=model_config, config=options, salt=salt, fractions=shares, device=device
+        opened,
+        out,
+        model=model,
+        model_config=literals(model_config),
+        config=options,
+        salt=salt,
+        fractions=shares,
+        device=device,
     )
     date = datetime.date.today().isoformat()
     page = write_report(opened, {model: out}, out, date=date, commands=given())

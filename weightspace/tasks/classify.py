@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from weightspace.training import (
 from weightspace.training.pipeline import find_device
 from weightspace.zoo import Zoo
 from weightspace.zoo.augment import Compose
+from weightspace.zoo.files import publish
 from weightspace.zoo.named_augmentations import make_augmentation
 from weightspace.zoo.splits import DEFAULT_FRACTIONS, DEFAULT_SALT, split_of
 
@@ -111,7 +114,7 @@ def classify(
     Raises:
         SpecError: the zoo cannot be read this way, an unknown name or option, no such device, ``views`` below 1, or
             fractions that are not three shares with a sum of 1.
-        CheckpointError: ``run_dir`` holds another run.
+        CheckpointError: ``run_dir`` holds another run, or one on other networks.
     """
     run_dir, config, options = Path(run_dir), config or TrainConfig(), dict(model_config or {})
     if views < 1:
@@ -122,8 +125,8 @@ def classify(
     if set(fractions) != set(DEFAULT_FRACTIONS):
         raise SpecError(f"'fractions' must name the splits {list(DEFAULT_FRACTIONS)} (got {dict(fractions)}).")
     fractions = {name: float(fractions[name]) for name in DEFAULT_FRACTIONS}
-    filled = {split_of(key, salt, fractions) for key in zoo.column("split_key")}
-    if missing := [name for name in fractions if name not in filled]:
+    splits = [split_of(key, salt, fractions) for key in zoo.column("split_key")]
+    if missing := [name for name in fractions if name not in splits]:
         raise SpecError(f"The splits {missing} of {zoo!r} are empty. Take more items, or another salt (not '{salt}').")
     train, val = (batches_of(zoo.split(name, salt, fractions), target) for name in ("train", "val"))
     probe = probe_of(zoo, options["probes"]) if options.get("probes") else None
@@ -133,6 +136,7 @@ def classify(
     metanet.fit_normalisation(pipeline(train.sample(NORMALISATION_SAMPLE)))  # on what it will see
     metanet.to(place)
     division = {"salt": salt, "fractions": fractions, "target": target}
+    read = {"zoo": zoo.manifest.zoo_id, **division, "selection": _selection(zoo, target, splits)}
     fitted = fit(
         metanet,
         train,
@@ -140,7 +144,7 @@ def classify(
         config,
         run_dir,
         objective=Classification(config.label_smoothing),
-        record={**metanet_to_json(metanet), "zoo": zoo.manifest.zoo_id, **division},
+        record={**metanet_to_json(metanet), **read},
         pipeline=pipeline,
         progress=progress,
     )
@@ -187,7 +191,7 @@ def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str 
     run_dir = Path(run_dir)
     try:
         description = json.loads((run_dir / "config.json").read_bytes())
-        salt, target, options = description["salt"], description["target"], description["model_config"]
+        salt, target, options = description["salt"], description["target"], dict(description["model_config"])
         fractions = description.get("fractions", DEFAULT_FRACTIONS)  # earlier runs had no choice
         config, views = TrainConfig.from_json(description["train"]), description["views"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -208,6 +212,13 @@ def evaluate(run_dir: str | Path, zoo: Zoo, *, split: str = "test", device: str 
         )
     scoring = _scoring_pipeline(config, layout, traced.weight_space())
     return _score(metanet, rows, target, scoring, views, config.evaluation_batch)
+
+
+def _selection(zoo: Zoo, target: str, splits: Sequence[str]) -> str:
+    """Number and hash of the networks, their labels and their splits, in their order."""
+    rows = zip(splits, zoo.column("model_id"), zoo.column(target).tolist(), strict=True)
+    digest = hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
+    return f"{len(zoo)} networks, SHA-256 {digest[:16]}"
 
 
 def _scoring_pipeline(config: TrainConfig, layout: BlockLayout, space: WeightSpace) -> Pipeline:
@@ -247,13 +258,16 @@ def _score(
         columns = {name: zoo.rows[name] for name in ("model_id", "split_key")}
         columns |= {"label": pa.array(labels.numpy()), "predicted": pa.array(log_probabilities.argmax(dim=1).numpy())}
         columns |= {f"log_p_{c}": pa.array(log_probabilities[:, c].numpy()) for c in range(log_probabilities.shape[1])}
-        pq.write_table(pa.table(columns), run_dir / "predictions.parquet")
+        predictions, arrays = io.BytesIO(), io.BytesIO()
+        pq.write_table(pa.table(columns), predictions)
+        publish(run_dir / "predictions.parquet", [predictions.getbuffer()])
         embedding, _ = predict(metanet, data, pipeline, method="embed", batch_size=batch_size)
         np.savez(
-            run_dir / "embedding.npz",
+            arrays,
             embedding=embedding.numpy(),
             label=labels.numpy(),
             model_id=zoo.column("model_id").astype(str),
             split_key=keys.astype(str),
         )
+        publish(run_dir / "embedding.npz", [arrays.getbuffer()])
     return score_classes(log_probabilities, labels, keys)

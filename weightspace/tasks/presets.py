@@ -31,9 +31,12 @@ def digits_job(
         init: Convention of the zoo: for ``"siren"``, whose phases span many periods, they are wrapped first.
         probes: Learned inputs on which a metanetwork evaluates the INRs; 0 reads weights only.
         epochs: Passes over the training split, instead of the preset's.
+
+    Raises:
+        SpecError: ``epochs`` is not positive.
     """
     config = TrainConfig(
-        epochs=epochs or _EPOCHS.get(model, 30),
+        epochs=_EPOCHS.get(model, 30) if epochs is None else epochs,
         lr=_RATES.get(model, TrainConfig.lr),
         augment=_AUGMENT.get(init, _AUGMENT["dws"]),
         prepare=("wrap",) if init == "siren" else (),

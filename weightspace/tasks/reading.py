@@ -11,6 +11,7 @@ import weightspace.zoo.recipes  # noqa: F401  (registers the architectures that 
 from weightspace.errors import SpecError
 from weightspace.graphs import Trace, trace
 from weightspace.layers.probes import Probe
+from weightspace.metanets.options import is_number
 from weightspace.zoo import Zoo
 
 __all__ = ["num_classes", "probe_of", "readable", "trace_zoo"]
@@ -72,8 +73,10 @@ def probe_of(zoo: Zoo, probes: int) -> Probe:
     """What evaluates the networks of a zoo on ``probes`` inputs: values of all node layers.
 
     Raises:
-        SpecError: see :func:`trace_zoo`.
+        SpecError: ``probes`` is no positive whole number; or see :func:`trace_zoo`.
     """
+    if not is_number(probes) or probes < 1:
+        raise SpecError(f"'probes' must be a whole number, 0 to read weights only (got {probes!r}).")
     shape = zoo.manifest.forward.get("input_shape")
     traced = trace_zoo(zoo, shape and (probes, *shape[1:]))
 

@@ -73,7 +73,7 @@ def read_checkpoint(run_dir: Path, name: str) -> tuple[dict[str, Tensor], dict[s
     path = run_dir / f"{name}.json"
     try:
         record = json.loads(path.read_bytes())
-        version, file, digest = record["format"], record["tensors"], record["sha256"]
+        version, file, digest = record["format"], Path(record["tensors"]).name, record["sha256"]
     except FileNotFoundError as error:
         raise CheckpointError(
             f"'{run_dir}' holds no checkpoint ('{path.name}' is missing). Give the folder of a training run that has "
@@ -88,8 +88,8 @@ def read_checkpoint(run_dir: Path, name: str) -> tuple[dict[str, Tensor], dict[s
             f"'{path}' has format {version}, this version reads {FORMAT_VERSION}. Update weightspace."
         )
     try:
-        data = (run_dir / Path(file).name).read_bytes()
-    except FileNotFoundError as error:
+        data = (run_dir / file).read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise CheckpointError(
             f"'{path}' names the tensors '{file}', which are missing. Restore that file or train again."
         ) from error

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.errors import CheckpointError, SpecError, WeightspaceError
 from weightspace.training.checkpoint import has_checkpoint, read_checkpoint, write_checkpoint
 from weightspace.training.config import TrainConfig
 from weightspace.training.data import Batches
@@ -74,15 +74,20 @@ def fit(
         config: How to train.
         run_dir: Folder of the run: ``checkpoint.*`` (best), ``resume.*`` (last), ``metrics.json``, ``metrics.csv``.
         objective: Loss and figures.
-        record: JSON values that describe the model, kept in the checkpoint (``metanet_to_json``).
+        record: JSON values that describe the model (``metanet_to_json``) and which networks it learns from, kept in the
+            checkpoint; a run goes on only where they are the same.
         pipeline: Augmentation and preparation of the weights.
         progress: Show a progress bar.
 
     Raises:
         CheckpointError: ``run_dir`` holds a run of another configuration or model, or a damaged one, or another
             process trains in it.
+        SpecError: ``train`` or ``val`` is empty.
         DivergedError: the loss became infinite or not a number.
     """
+    for name, data in (("train", train), ("val", val)):
+        if not len(data):
+            raise SpecError(f"'{name}' of fit must hold networks (got none). Select others, or divide them otherwise.")
     run_dir = Path(run_dir)
     run = _Run(model, train, val, config, run_dir, objective, dict(record), pipeline or Pipeline())
     with only_writer(run_dir):
@@ -213,7 +218,13 @@ class _Run:
         for key, value in tensors.items():
             group, name = key.split("/", 1)
             groups[group][name] = value
-        self.model.load_state_dict(groups["model"])
+        try:
+            self.model.load_state_dict(groups["model"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"'{self.run_dir}' holds a run of another module with the same record "
+                f"({str(error).splitlines()[-1].strip()}). Give another folder, or the module of that run."
+            ) from error
         self.average.values = {name: value.to(self.device) for name, value in groups["average"].items()}
         slots: dict[int, dict[str, Tensor]] = {}
         for key, value in groups["optimizer"].items():
@@ -291,4 +302,4 @@ def _difference(theirs: Any, mine: Any) -> str:
     if not (isinstance(theirs, dict) and isinstance(mine, dict)):
         return f"{theirs}, not {mine}"
     keys = [k for k in mine if theirs.get(k) != mine[k]]
-    return ", ".join(f"{k}: {str(theirs.get(k))[:60]}, not {str(mine[k])[:60]}" for k in keys)
+    return ", ".join(f"{k}: {str(theirs.get(k, 'unknown'))[:60]}, not {str(mine[k])[:60]}" for k in keys)

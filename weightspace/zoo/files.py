@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import socket
 import time
@@ -20,6 +21,7 @@ from weightspace.errors import ZooWriteError
 __all__ = ["publish", "published", "read", "stale_temporaries", "sweep"]
 
 _SUFFIX = ".tmp"
+_TEMPORARY = re.compile(rf"\..+\.(?P<host>[^.]+)\.(?P<process>\d+)\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
 _DAY = 86400.0  # seconds after which a temporary file of another host counts as left behind
 
 
@@ -29,8 +31,7 @@ def publish(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     Raises:
         ZooWriteError: the system refused (disk full, no permission); the temporary file is removed again.
     """
-    host = socket.gethostname().replace(".", "-")
-    temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}{_SUFFIX}")
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}{_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
@@ -63,17 +64,21 @@ def published(folder: Path, suffix: str) -> list[str]:
     return sorted(name[: -len(suffix)] for name in entries if name.endswith(suffix) and not name.startswith("."))
 
 
-def stale_temporaries(root: Path) -> list[Path]:
-    """Temporary files under ``root`` whose writer is gone."""
-    return sorted(path for path in root.glob(f"**/.*{_SUFFIX}") if _is_stale(path))
+def stale_temporaries(*folders: Path) -> list[Path]:
+    """Temporary files of :func:`publish` that lie in these folders, not below them, and whose writer is gone."""
+    return sorted(path for folder in folders for path in folder.glob(f".*{_SUFFIX}") if _is_stale(path))
 
 
-def sweep(root: Path) -> list[Path]:
-    """Delete the temporary files under ``root`` whose writer is gone; return what was deleted."""
-    stale = stale_temporaries(root)
+def sweep(*folders: Path) -> list[Path]:
+    """Delete these :func:`stale_temporaries`; return what was deleted."""
+    stale = stale_temporaries(*folders)
     for path in stale:
         path.unlink(missing_ok=True)
     return stale
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -88,16 +93,17 @@ def _sync_folder(folder: Path) -> None:
 
 def _is_stale(path: Path) -> bool:
     """The writer is a dead process of this host, or the file has not changed for a day."""
+    written = _TEMPORARY.fullmatch(path.name)
+    if written is None:
+        return False
     try:
         age = time.time() - path.stat().st_mtime
     except FileNotFoundError:  # published or swept by another process meanwhile
         return False
-    fields = path.name.split(".")
-    here = len(fields) > 4 and fields[-4] == socket.gethostname().replace(".", "-") and fields[-3].isdigit()
-    if not here or os.name != "posix":
+    if written["host"] != _host() or os.name != "posix":
         return age > _DAY
     try:
-        os.kill(int(fields[-3]), 0)  # signal 0 asks whether the process exists, and sends nothing
+        os.kill(int(written["process"]), 0)  # signal 0 asks whether the process exists, and sends nothing
     except ProcessLookupError:
         return True
     except PermissionError:

@@ -52,6 +52,11 @@ class ZooFolder:
         self._indexes: dict[str, pa.Table] = {}
         self._owners: dict[str, str] = {}  # unit of each model_id
 
+    @property
+    def folders(self) -> list[Path]:
+        """Where its files lie."""
+        return [self.path, *(self.path / name for name in ("archs", "shards", "index"))]
+
     def index_path(self, unit: str) -> Path:
         """Index file of a unit."""
         return self.path / "index" / f"{unit}.parquet"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isnan, nan
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from weightspace.zoo.architecture import Architecture
@@ -29,7 +31,8 @@ class ZooInfo:
         labels: Rows per label; empty for an unlabelled zoo.
         status: Rows per status.
         splits: Rows per default split.
-        metrics: ``{column: (smallest, mean, largest)}`` of the other columns of numbers.
+        metrics: ``{column: (smallest, mean, largest)}`` of the finite values of the other columns of numbers; NaN where
+            there are none.
     """
 
     title: str
@@ -50,8 +53,9 @@ class ZooInfo:
     metrics: dict[str, tuple[float, float, float]]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able form."""
-        return asdict(self)
+        """A JSON-able form: the fields; NaN becomes null."""
+        metrics = {name: [None if isnan(x) else x for x in values] for name, values in self.metrics.items()}
+        return {**asdict(self), "metrics": metrics}
 
     def __str__(self) -> str:
         lines = [
@@ -67,7 +71,7 @@ class ZooInfo:
                 lines.append(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in getattr(self, name).items()))
         for name, (low, mean, high) in self.metrics.items():
             spread = "" if low == high else f" on average, from {low:.5g} to {high:.5g}"
-            lines.append(f"  {name}: {mean:.5g}{spread}")
+            lines.append(f"  {name}: " + ("no finite value" if isnan(mean) else f"{mean:.5g}{spread}"))
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -115,11 +119,14 @@ def _counts(rows: pa.Table, column: str) -> dict[Any, int]:
 
 
 def _metrics(rows: pa.Table) -> dict[str, tuple[float, float, float]]:
-    """Smallest, mean and largest value of every float column."""
+    """Smallest, mean and largest finite value of every float column."""
     found = {}
     for name in rows.column_names:
         column = rows[name]
         if pa.types.is_floating(column.type) and column.null_count < len(column):
             values = column.drop_null().to_numpy()
-            found[name] = (float(values.min()), float(values.mean()), float(values.max()))
+            values = values[np.isfinite(values)]
+            found[name] = (
+                (float(values.min()), float(values.mean()), float(values.max())) if len(values) else (nan,) * 3
+            )
     return found

@@ -181,7 +181,7 @@ class Zoo:
 
     def sweep(self) -> list[Path]:
         """Delete temporary files that killed writers left behind; return them."""
-        return files.sweep(self.path)
+        return files.sweep(*self._folder.folders)
 
     # Selecting
 

@@ -94,7 +94,7 @@ def verify_folder(path: Path, *, deep: bool = False) -> ZooReport:
         )
     for shard in sorted(set(files.published(path / "shards", ".safetensors")) - set(folder.units())):
         report.notes.append(f"shard '{shard}' has no index: its work was cut short and will be done again.")
-    for temporary in files.stale_temporaries(path):
+    for temporary in files.stale_temporaries(*folder.folders):
         report.notes.append(f"'{temporary.name}' was left by a writer that is gone; Zoo.sweep() deletes it.")
     return report
 

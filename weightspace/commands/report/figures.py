@@ -26,11 +26,13 @@ class History:
     Args:
         train_accuracy, val_accuracy: Fractions in [0, 1] per INR.
         seconds: Wall time since the start of training.
+        best_epoch: The one that is kept, counted from 1.
     """
 
     train_accuracy: NDArray[np.floating]
     val_accuracy: NDArray[np.floating]
     seconds: NDArray[np.floating]
+    best_epoch: int
 
 
 def gallery(
@@ -73,7 +75,7 @@ def learning_curves(histories: Mapping[str, History]) -> Figure:
         by_epoch.plot(epochs, history.train_accuracy, color=colour, linestyle=(0, (3, 2)), linewidth=1.1)
         by_epoch.plot(epochs, history.val_accuracy, color=colour)
         by_second.plot(history.seconds, history.val_accuracy, color=colour, label=name)
-        best = int(np.argmax(history.val_accuracy))
+        best = history.best_epoch - 1
         by_second.plot(history.seconds[best], history.val_accuracy[best], "o", color=colour)
     by_epoch.plot([], [], color=INK, label="validation")
     by_epoch.plot([], [], color=INK, linestyle=(0, (3, 2)), linewidth=1.1, label="training")

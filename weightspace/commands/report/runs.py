@@ -1,9 +1,11 @@
 """Reading back what classification runs wrote, as plain arrays for figures and tables."""
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -55,16 +57,18 @@ def read_run(name: str, folder: Path) -> Run:
         epochs = json.loads((folder / "metrics.json").read_bytes())
         # Without threads: those of Arrow can abort the process when it exits.
         table = pq.ParquetFile(folder / "predictions.parquet", pre_buffer=False).read(use_threads=False)
-        with np.load(folder / "embedding.npz", allow_pickle=False) as stored:
+        # From memory: of a damaged file numpy leaves the handle open.
+        with np.load(io.BytesIO((folder / "embedding.npz").read_bytes()), allow_pickle=False) as stored:
             embedding = stored["embedding"]
         columns = {key: np.array([row[key] for row in epochs]) for key in ("train_accuracy", "val_accuracy", "seconds")}
-    except (OSError, ValueError, KeyError) as error:
+        history = History(**columns, best_epoch=results["best_epoch"])
+        networks, labels, predicted = (table[key].to_numpy() for key in ("model_id", "label", "predicted"))
+    except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"'{folder}' is not the folder of a finished run ({type(error).__name__}: {error}). Run the training "
             "again; it goes on where it stopped."
         ) from error
-    networks, labels, predicted = (table[key].to_numpy() for key in ("model_id", "label", "predicted"))
-    return Run(name, results, History(**columns), networks, labels, predicted, embedding)
+    return Run(name, results, history, networks, labels, predicted, embedding)
 
 
 def project(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +33,10 @@ _CONFIGS: dict[str, list[dict[str, Any]]] = {
 }
 _IGNORED = -100
 """Target of an image that a network does not learn from (of torch's cross entropy)."""
+_FEWEST = 32
+"""Images that a member learns from at least."""
+_IMAGES = 1797
+"""Digits of scikit-learn."""
 
 
 @register_recipe
@@ -47,12 +52,12 @@ class MixedClassifiers(AbstractRecipe):
     Args:
         families: Which families.
         units_per_architecture: Units of ``unit_size`` members for every architecture.
-        train_images: Images that members may learn from; all others are for testing.
+        train_images: Images that members may learn from, 32 at least; all others are for testing.
         steps: Least and largest number of full-batch Adam steps.
-        chunk: Members trained together.
+        chunk: Members trained together, as far as they are of one unit.
 
     Raises:
-        SpecError: unknown family.
+        SpecError: an option is out of range, or an unknown family.
     """
 
     name: ClassVar[str] = "mixed-classifiers"
@@ -70,6 +75,17 @@ class MixedClassifiers(AbstractRecipe):
             object.__setattr__(self, option, tuple(getattr(self, option)))
         if unknown := sorted(set(self.families) - set(_CONFIGS)):
             raise SpecError(f"'families' of {self.name} must be among {list(_CONFIGS)} (got {unknown}).")
+        if not self.families or len(set(self.families)) < len(self.families):
+            raise SpecError(f"'families' of {self.name} must name at least one, and none twice (got {self.families}).")
+        for option, least in (("units_per_architecture", 1), ("train_images", _FEWEST), ("chunk", 1)):
+            if getattr(self, option) < least:
+                raise SpecError(f"'{option}' of {self.name} must be at least {least} (got {getattr(self, option)}).")
+        if self.train_images >= _IMAGES:
+            raise SpecError(
+                f"'train_images' of {self.name} must leave some of {_IMAGES} for testing (got {self.train_images})."
+            )
+        if len(self.steps) != 2 or not 1 <= self.steps[0] <= self.steps[1]:
+            raise SpecError(f"'steps' of {self.name} must be a least and a largest, 1 or more (got {self.steps}).")
 
     @property
     def num_members(self) -> int:
@@ -113,11 +129,12 @@ class MixedClassifiers(AbstractRecipe):
         module = architecture.build()
         images, labels = self.images.images, self.images.labels
         learned, held = self._order[: self.train_images], self._order[self.train_images :]
-        members = [self._draw(member) for member in range(unit.start, unit.stop)]
+        numbers = range(unit.start, unit.stop)
+        members = [self._draw(member) for member in numbers]
         parts: list[Tensor] = []
         with one_thread():
-            for start in range(0, len(members), self.chunk):
-                chunk = members[start : start + self.chunk]
+            for _, together in groupby(numbers, lambda member: member // self.chunk):
+                chunk = [members[member - unit.start] for member in together]
                 lr, weight_decay = (torch.tensor([m[key] for m in chunk]) for key in ("lr", "weight_decay"))
                 parts.append(
                     fit_ensemble_vmap(
@@ -163,7 +180,7 @@ class MixedClassifiers(AbstractRecipe):
             "steps": round(_between(float(least), float(largest), steps)),
             "lr": _between(2e-3, 5e-2, uniform[0]),
             "weight_decay": _between(1e-6, 1e-3, uniform[1]),
-            "images": round(_between(32.0, float(self.train_images), uniform[2])),
+            "images": round(_between(float(_FEWEST), float(self.train_images), uniform[2])),
             "label_noise": max(0.0, 0.8 * uniform[3] - 0.3),
             "init_scale": _between(0.7, 2.0, uniform[4]),
         }
