@@ -43,7 +43,9 @@ MODULES = {
     "temperature": Temperature,
     "loss": Loss,
     "one_norm": lambda: nn.Sequential(
-        parametrizations.weight_norm(nn.Linear(3, 4), dim=None), nn.Tanh(), nn.Linear(4, 2)
+        parametrizations.weight_norm(nn.Linear(3, 4), dim=None),  # pyright: ignore[reportArgumentType]
+        nn.Tanh(),
+        nn.Linear(4, 2),
     ),
     "orthogonal": lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(3, 3)), nn.Tanh(), nn.Linear(3, 2)),
 }

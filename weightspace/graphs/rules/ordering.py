@@ -14,7 +14,7 @@ from weightspace.graphs.rules.reduction import reduced_labels, reduced_neurons
 
 aten = torch.ops.aten
 
-_EXTREMES = {aten.max.dim: "amax", aten.min.dim: "amin"}
+_EXTREMES: dict[Any, str] = {aten.max.dim: "amax", aten.min.dim: "amin"}
 """Reductions to the largest or smallest entry, by the name of the operator that does this alone."""
 
 
