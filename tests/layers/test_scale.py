@@ -140,6 +140,39 @@ def test_operations_that_no_factor_passes_hold_their_neurons(function, expected)
     assert _behind(function)["a"] == expected
 
 
+class _Shared(nn.Module):
+    """A perceptron whose matrices are functions of others."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.a, self.b, self.out, self.function = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "held"),
+    [
+        (lambda m, x: m.out(torch.relu(F.linear(torch.relu(m.a(x)), m.b.weight.tril()))), {"scale", "sign"}),
+        (lambda m, x: m.out(torch.relu(F.linear(torch.relu(m.a(x)), m.b.weight + m.b.weight.T))), {"scale", "sign"}),
+        (lambda m, x: F.linear(torch.relu(m.a(x)), m.a.weight.T), {"scale"}),
+        (lambda m, x: F.linear(torch.tanh(m.a(x)), m.a.weight.T), {"scale"}),
+    ],
+    ids=["triangular", "symmetric", "tied", "tied_odd"],
+)
+def test_matrices_of_matrices_hold_their_neurons(function, held):
+    layout = trace(_Shared(function), torch.zeros(2, 3)).layout()
+    hidden = [x for x in layout.layers if x.kind == "hidden" and not x.name.endswith((".bias", ".weight"))]
+    assert any(set(x.held_factors) == held for x in hidden)
+    again = BlockLayout.from_json(layout.to_json())
+    assert [x.held_factors for x in again.layers] == [x.held_factors for x in layout.layers]
+    assert again.fingerprint == layout.fingerprint
+    kinds = scaling_kinds(layout)
+    odd = any(x.activation == "tanh" for x in hidden)
+    assert {kinds[x.name] for x in hidden if x.held_factors} == ({"sign"} if odd else {"permutation"})
+
+
 def test_kinds_can_be_given():
     layout = _chain(["gelu", "relu"])
     assert scaling_kinds(layout, "sign")["h0"] == "sign"

@@ -1,6 +1,6 @@
-"""Every scalar of the network that is read counts, and layers whose neurons stand in turns are read as one."""
+"""Every scalar of the network that is read counts; neurons are told apart by what moves them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -97,6 +97,62 @@ def test_neurons_of_two_layers_in_turns(name):
     assert_invariant(_built(name, traced), weights, action)
     if name not in ("deep_sets", "statnn"):
         assert_equivariant(_built(name, traced, None), weights, action)
+
+
+class Written(nn.Module):
+    """A function of parameters given by shape."""
+
+    def __init__(self, function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function, self.weights = function, nn.ParameterList(torch.randn(s) for s in shapes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.weights)
+
+
+def _average(x: Tensor, a: Tensor, decay: Tensor, out: Tensor) -> Tensor:
+    """A running average from a state of zeros."""
+    x = x @ a
+    state = x.new_zeros(len(x), 4)
+    for t in range(3):
+        state = decay * state + x[:, t]
+    return torch.relu(state) @ out
+
+
+WRITTEN: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[tuple[int, ...], ...]]] = {
+    "numbers_embedded": (
+        lambda x, p, q, out: torch.relu(x[:, :, None] * p + q).flatten(1) @ out, (2, 3), ((3, 4), (3, 4), (12, 2)),
+    ),
+    "numbers_embedded_alike": (
+        lambda x, p, out: torch.relu(x[:, :, None] * p).mean(1) @ out, (2, 3), ((4,), (4, 2)),
+    ),
+    "distances": (
+        lambda x, p, out: torch.exp(-(x[:, None] - p).square().sum(-1)) @ out, (2, 3), ((4, 3), (4, 2)),
+    ),
+    "one_by_many": (lambda x, a, p, out: torch.tanh((x @ a) * p) @ out, (2, 3), ((3, 1), (4,), (4, 2))),
+    "tokens_mixed": (
+        lambda x, a, b, out: torch.relu(torch.relu(x @ a).mT @ b).mT.flatten(1) @ out,
+        (2, 3, 3), ((3, 5), (3, 4), (20, 2)),
+    ),
+    "heads_mixed": (
+        lambda x, a, p, out: torch.einsum("bhd,hk->bkd", torch.relu(x @ a).view(-1, 2, 3), p).flatten(1) @ out,
+        (2, 3), ((3, 6), (2, 4), (12, 2)),
+    ),
+    "one_matrix_for_heads": (
+        lambda x, a, p, out: ((x @ a).unflatten(-1, (2, 3)) @ p).flatten(-2) @ out, (2, 3), ((3, 6), (3, 4), (8, 2)),
+    ),
+    "average": (_average, (2, 3, 5), ((5, 4), (4,), (4, 2))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["operator", "gmn"])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_neurons_are_told_apart_by_what_moves_them(name, model):
+    function, shape, shapes = WRITTEN[name]
+    traced = trace(Written(function, *shapes), torch.randn(shape))
+    weights, action = _weights(dict(traced.layout().shapes)), permutation_action(traced.weight_space())
+    assert_invariant(_built(model, traced), weights, action)
+    assert_equivariant(_built(model, traced, None), weights, action)
 
 
 @pytest.mark.parametrize("biases", ["nodes", "features"])

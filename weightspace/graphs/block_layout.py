@@ -50,6 +50,9 @@ class NodeLayer:
             for sines.
         index: Class of every node of a hidden or position layer, where there are several: no symmetry exchanges nodes
             of different classes (queries and keys of a fused projection, say).
+        held_factors: Factors (``"scale"``, ``"sign"``) of the nodes that are no symmetry, although their function may
+            allow them: a weight around them is computed from parameters, or also read transposed. Follows from the
+            architecture, so layouts that differ in nothing else are equal.
     """
 
     name: str
@@ -58,16 +61,19 @@ class NodeLayer:
     activation: str = "identity"
     gain: float = 1.0
     index: tuple[int, ...] | None = None
+    held_factors: tuple[str, ...] = field(default=(), compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able form, without an absent index."""
-        return {k: v for k, v in asdict(self).items() if k != "index" or v is not None}
+        """A JSON-able form, without an absent index and held factors."""
+        optional = {"index": None, "held_factors": ()}
+        return {k: v for k, v in asdict(self).items() if k not in optional or v != optional[k]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NodeLayer:
         """Read what :meth:`to_json` wrote."""
         index = data.get("index")
-        return cls(**{**data, "index": None if index is None else tuple(index)})
+        tuples = {"index": None if index is None else tuple(index), "held_factors": tuple(data.get("held_factors", ()))}
+        return cls(**{**data, **tuples})
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,9 @@ class BlockLayout:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the whole description; two networks with the same one can share a batch and a checkpoint."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+        plain = [{k: v for k, v in x.to_json().items() if k != "held_factors"} for x in self.layers]
+        data = {**self.to_json(), "layers": plain}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     def layer(self, name: str) -> NodeLayer:
         """The node layer of that name."""

@@ -166,6 +166,8 @@ class Propagation(NeuronFlow):
         is_empty = all(0 in v.shape for v in results)
 
         def complete(value: Value) -> Value:
+            if value.origin == "constant":  # zeros_like: of the operand only the shape is read
+                return value
             keeps_view = value.view is not None and origin == "parameter"
             kind = origin if keeps_view or origin != "parameter" else "computed"
             view = value.view if keeps_view else None

@@ -28,7 +28,8 @@ def scaling_kinds(layout: BlockLayout, symmetry: Symmetry = "auto") -> dict[str,
     ``"scale"`` behind positively homogeneous functions (ReLU and its relatives, pooling), ``"sign"`` behind odd ones
     (tanh, sine), for hidden layers that only weights and biases, sums and gathering touch; layers that sums join have
     one kind. All else is held at factor 1: inputs and outputs, other activations, layers with a norm (a learned slope
-    counts as one), with products, attention or gates. So the factors here are among the true ones but for functions
+    counts as one), with products, attention or gates, with weights that are computed from parameters, and for positive
+    factors those between a weight and its transpose. So the factors here are among the true ones but for functions
     of a neuron that the layout does not name. A linear neuron may have any factor but 0; it follows the layers it is
     added to, else it counts as ``"scale"``.
 
@@ -48,7 +49,7 @@ def scaling_kinds(layout: BlockLayout, symmetry: Symmetry = "auto") -> dict[str,
     """
     if symmetry not in get_args(Symmetry):
         raise SpecError(f"'symmetry' must be one of {list(get_args(Symmetry))} (got '{symmetry}').")
-    allowed = {layer.name: _allowed(layer, symmetry) for layer in layout.layers}
+    allowed = {layer.name: _allowed(layer, symmetry) - {*layer.held_factors} for layer in layout.layers}
     for block in layout.blocks:
         if not _carries(block):
             allowed[block.source], allowed[block.target] = set(), set()

@@ -113,6 +113,16 @@ class Labels:
         """Whether two label arrays are the same, position by position."""
         return left.shape == right.shape and np.array_equal(self.find(left), self.find(right))
 
+    def moving(self, label: int) -> tuple[int, ...]:
+        """What a label is a product of that is not known to stay where it is; the label itself if it is no product."""
+        root = np.array([label])
+        if self.is_fixed(root)[0]:
+            return ()
+        factors = self.factors(root)[0]
+        if factors[0] < 0:
+            return (int(self.find(root)[0]),)
+        return tuple(sorted((*self.moving(int(factors[0])), *self.moving(int(factors[1])))))
+
     # -- the four primitives -------------------------------------------------------------------------------------
 
     def tie(self, left: IntArray, right: IntArray) -> IntArray:

@@ -36,6 +36,7 @@ class RecordedLayer:
     start: int
     reads: set[tuple[tuple[str, ...], float]] = field(default_factory=set)
     site: str | None = None
+    held: set[str] = field(default_factory=set)
 
 
 class LayoutRecorder:
@@ -93,6 +94,11 @@ class LayoutRecorder:
         for k in np.unique(self.owner[neurons.ids]):
             self.layers[k].site = site
 
+    def hold_factors(self, ids: IntArray, *kinds: str) -> None:
+        """These neurons cannot be multiplied by such factors, whatever function is behind them."""
+        for k in np.unique(self.owner[ids]):
+            self.layers[k].held.update(kinds)
+
     # -- labels of nodes -----------------------------------------------------------------------------------------
 
     def label(self, ids: IntArray, labels: IntArray) -> None:
@@ -122,6 +128,12 @@ class LayoutRecorder:
         """These parameters went, through some computation, into an operation between these nodes."""
         for name in parameters:
             self._hints.setdefault(name, []).extend(n.reshape(-1) for n in nodes)
+
+    def computed(self, parameters: Iterable[str], *nodes: IntArray) -> None:
+        """A weight between these nodes is computed from these parameters: factors may not go through it."""
+        self.hint(parameters, *nodes)
+        for n in nodes:
+            self.hold_factors(n, "scale", "sign")
 
     def known(self, labels: IntArray, parameter: str | None = None) -> IntArray:
         """The node that carries each label, -1 where there is none (or the label stays where it is).
@@ -321,7 +333,9 @@ class LayoutRecorder:
 
     def _share(self, use: ParameterUse) -> None:
         """Scalars that have their edges already: say which nodes of the two uses are each other's."""
-        for theirs, mine in self.uses.ties(use):
+        for theirs, mine, crossed in self.uses.ties(use):
+            if crossed:  # q w in front of a neuron and w / q behind it cannot be one number, unless q is -1
+                self.hold_factors(theirs[theirs == mine], "scale")
             self.tie("shared", theirs, mine)
 
     def add_block(
@@ -332,11 +346,7 @@ class LayoutRecorder:
         target: IntArray,
         offsets: tuple[tuple[int, ...], ...] = ((),),
     ) -> None:
-        """A rectangle of edges; one block for each pair of node layers it joins.
-
-        Nodes of a layer go together wherever they stand (stacked branches alternate): edges that a symmetry exchanges
-        are in one block, which has one set of parameters.
-        """
+        """A rectangle of edges: a block for each pair of node layers, also where their nodes stand in turns."""
         owners = np.concatenate([self.owner[source], self.owner[target]], 1)
         inputs = source.shape[1]
         for groups in alike(owners):

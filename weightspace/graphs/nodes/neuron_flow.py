@@ -130,8 +130,22 @@ class NeuronFlow:
                 self.recorder.label(linked.ids, labels)
             neurons = linked
         self.recorder.read(neurons)
-        ids = spread(neurons.ids, neurons.dims, both, sizes)
+        ids = self._by_label(spread(neurons.ids, neurons.dims, both, sizes), self.axis_labels(value, both), node)
         return ids.transpose([both.index(d) for d in (*dims, *batch)])
+
+    def _by_label(self, ids: IntArray, labels: IntArray | None, node: Node) -> IntArray:
+        """These nodes, unless one of them stands at positions that move apart: then a node for every label there."""
+        if labels is None or len(np.unique(ids)) == ids.size:
+            return ids
+        moving: dict[int, set[tuple[int, ...]]] = {}
+        found = np.unique(np.stack([ids.reshape(-1), labels.reshape(-1)], 1), axis=0)
+        for one, label in found.tolist():
+            moving.setdefault(one, set()).add(self.labels.moving(label))
+        if all(len(parts) == 1 for parts in moving.values()):
+            return ids
+        fresh = self.recorder.nodes_of(labels, f"{module_path(node) or node.name}.input")
+        self.recorder.tie("link", ids, fresh)
+        return fresh
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -159,7 +173,7 @@ class NeuronFlow:
         if view is not None:
             self.recorder.add_weight(view, source, target.reshape(groups, -1))
         elif weight.origin == "computed":
-            self.recorder.hint(weight.parameters, source, target)
+            self.recorder.computed(weight.parameters, source, target)
         else:
             self.recorder.add_block("link", None, source, target.reshape(groups, -1))
         if bias is not None:
@@ -181,7 +195,7 @@ class NeuronFlow:
         if weight.view is not None:
             self.recorder.add_weight(weight.view.reshape(1, *weight.shape), source[None], target[None])
         else:
-            self.recorder.hint(weight.parameters, source, target)
+            self.recorder.computed(weight.parameters, source, target)
 
     def vector(self, role: str, value: Value, target: IntArray) -> None:
         """Record a parameter that acts on neurons one to one; ``target`` has its shape."""
@@ -266,7 +280,7 @@ class NeuronFlow:
             return self._weighted_product(node, x, acts[0][1] if len(acts) == 1 else letters, *weights[0], out)
         met = [] if made is None else [made.ids]
         for value, _ in weights:
-            self.recorder.hint(value.parameters, *met)
+            self.recorder.computed(value.parameters, *met)
         if made is None or any(c in out and c not in letters for _, s in weights for c in s):
             return None
         return _renamed(made, letters, out)

@@ -111,8 +111,11 @@ class UseBook:
         taken = self._taken[name]
         return None if taken is None or bool(taken.all()) else ~taken
 
-    def ties(self, use: ParameterUse) -> list[tuple[IntArray, IntArray]]:
-        """Pairs ``(nodes of the owner, nodes of this use)`` that a second use of the same scalars identifies."""
+    def ties(self, use: ParameterUse) -> list[tuple[IntArray, IntArray, bool]]:
+        """Pairs ``(nodes of the owner, nodes of this use)`` that a second use of the same scalars identifies.
+
+        Each with whether it reads the scalars transposed: one end of the owner is the other end of this use.
+        """
         group_s, input_s = (a.reshape(-1) for a in np.indices(use.source.shape))
         group_t, out_t = (a.reshape(-1) for a in np.indices(use.target.shape))
         lines = (
@@ -127,7 +130,7 @@ class UseBook:
                 at_target = (k == 1) != crossed
                 theirs = owner.target[group, out] if at_target else owner.source[group, inputs]
                 if inside.any():
-                    pairs.append((theirs[inside], nodes[inside]))
+                    pairs.append((theirs[inside], nodes[inside], crossed))
         return pairs
 
 
