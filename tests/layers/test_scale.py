@@ -134,6 +134,7 @@ def _behind(function) -> dict[str, Kind]:
         (lambda h: torch.relu(h) + torch.ones_like(h), "permutation"),
         (lambda h: torch.maximum(torch.relu(h), torch.ones_like(h)), "permutation"),
         (lambda h: torch.relu(h).cumsum(-1), "permutation"),
+        (lambda h: torch.relu(h.mean(1)).unflatten(1, (1, 2, 2)).unfold(2, 2, 1).flatten(1), "permutation"),
     ],
 )
 def test_operations_that_no_factor_passes_hold_their_neurons(function, expected):
@@ -278,7 +279,7 @@ def test_a_round_equals_its_equations_edge_by_edge(generator):
     view = ParameterView("w", (4, 3)).reshape(1, 4, 3, 1)
     layout = BlockLayout(layers, (EdgeBlock("w", "weight", "x", "y", view, 1, 4, 3, 1),), (("w", (4, 3)),))
     (plan,) = plan_rounds(routes_of(layout, ["x", "y"], bidirectional=False), 1, ["x", "y"], [(0, "target")])
-    layer = ScaleRound(layout, scaling_kinds(layout), plan, 6).double()
+    layer = ScaleRound(layout, {"x": "scale", "y": "scale"}, plan, 6).double()
     x, y, e = (_x(generator, *shape) for shape in ((2, 3, 6), (2, 4, 6), (2, 1, 4, 3, 6)))
     states, edges = layer({"x": x, "y": y}, {(0, "target"): e})
     slow = [_slow_round(layer, x[b], y[b], e[b, 0]) for b in range(2)]

@@ -119,6 +119,10 @@ def _average(x: Tensor, a: Tensor, decay: Tensor, out: Tensor) -> Tensor:
     return torch.relu(state) @ out
 
 
+def _unit(x: Tensor) -> Tensor:
+    return x / (1 + x.abs().amax(-1, keepdim=True))
+
+
 WRITTEN: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[tuple[int, ...], ...]]] = {
     "numbers_embedded": (
         lambda x, p, q, out: torch.relu(x[:, :, None] * p + q).flatten(1) @ out, (2, 3), ((3, 4), (3, 4), (12, 2)),
@@ -140,6 +144,14 @@ WRITTEN: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[tuple[int
     ),
     "one_matrix_for_heads": (
         lambda x, a, p, out: ((x @ a).unflatten(-1, (2, 3)) @ p).flatten(-2) @ out, (2, 3), ((3, 6), (3, 4), (8, 2)),
+    ),
+    "heads_shifted": (
+        lambda x, a, p, q, out: (((x @ a).unflatten(-1, (2, 2)) @ p).flatten(-2) + q) @ out,
+        (2, 3), ((3, 4), (2, 2), (4,), (4, 2)),
+    ),
+    "heads_divided": (
+        lambda x, a, p, out: _unit(torch.einsum("bhd,hk->bkd", (x @ a).view(-1, 2, 2), p).flatten(1)) @ out,
+        (2, 3), ((3, 4), (2, 2), (4, 2)),
     ),
     "average": (_average, (2, 3, 5), ((5, 4), (4,), (4, 2))),
 }  # fmt: skip

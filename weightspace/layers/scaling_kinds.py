@@ -49,7 +49,8 @@ def scaling_kinds(layout: BlockLayout, symmetry: Symmetry = "auto") -> dict[str,
     """
     if symmetry not in get_args(Symmetry):
         raise SpecError(f"'symmetry' must be one of {list(get_args(Symmetry))} (got '{symmetry}').")
-    allowed = {layer.name: _allowed(layer, symmetry) - {*layer.held_factors} for layer in layout.layers}
+    written = {block.target for block in layout.blocks}  # others were taken up behind an operation without edges
+    allowed = {x.name: _allowed(x, symmetry) - {*x.held_factors} if x.name in written else set() for x in layout.layers}
     for block in layout.blocks:
         if not _carries(block):
             allowed[block.source], allowed[block.target] = set(), set()

@@ -172,13 +172,17 @@ class LayoutRecorder:
         nodes = self.known(labels, parameter)
         missing = nodes < 0
         if missing.any():
-            values, inverse = np.unique(self._pool.find(labels)[missing], return_inverse=True)
-            kind = "position" if self._pool.is_fixed(values).all() else "hidden"
-            fresh = self.add_layer(name, len(values), kind)
-            self.label(fresh, values)
-            self._resumed.append(fresh)
-            nodes[missing] = fresh[inverse.reshape(-1)]
+            nodes[missing] = self.new_nodes(labels[missing], name)
         return nodes
+
+    def new_nodes(self, labels: IntArray, name: str) -> IntArray:
+        """A node of its own for each label, in a layer of this name."""
+        values, inverse = np.unique(self._pool.find(labels), return_inverse=True)
+        kind = "position" if self._pool.is_fixed(values).all() else "hidden"
+        fresh = self.add_layer(name, len(values), kind)
+        self.label(fresh, values)
+        self._resumed.append(fresh)
+        return fresh[inverse.reshape(labels.shape)]
 
     def tie_resumed(self) -> None:
         """Tie nodes that were made for a label to another node of that label, where there is one by now.
@@ -283,6 +287,7 @@ class LayoutRecorder:
         """
         flat, nodes = view.reshape(1, view.numel, 1, 1), target.reshape(-1)
         if not self.uses.claim(flat):
+            self.hold_factors(nodes, "scale", "sign")
             self._share(ParameterUse(flat, np.full((1, 1), _NO_NODE), nodes[None]))
             return
         node = self.add_layer(view.parameter, 1, "bias" if role == "bias" else "norm").reshape(1, 1)

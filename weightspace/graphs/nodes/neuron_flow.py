@@ -61,9 +61,11 @@ class NeuronFlow:
     def note_labels(self, value: Value) -> None:
         """Let the nodes along the axes of a value remember its labels."""
         if value.neurons is not None and value.neurons.dims:
-            labels = self.axis_labels(value, value.neurons.dims)
+            ids, labels = value.neurons.ids, self.axis_labels(value, value.neurons.dims)
             if labels is not None:
-                self.recorder.label(value.neurons.ids, labels)
+                pairs = np.unique(np.stack([ids.reshape(-1), labels.reshape(-1)], 1), axis=0)
+                if len(pairs) == len(np.unique(ids)):  # a node at positions with several labels is none of them
+                    self.recorder.label(ids, labels)
 
     def passed_on(self, node: Node, value: Value, operands: Sequence[Value]) -> Value:
         """A result whose rule says nothing of nodes: those of an operand that carry its labels, if there are any.
@@ -130,11 +132,12 @@ class NeuronFlow:
                 self.recorder.label(linked.ids, labels)
             neurons = linked
         self.recorder.read(neurons)
-        ids = self._by_label(spread(neurons.ids, neurons.dims, both, sizes), self.axis_labels(value, both), node)
+        name = f"{module_path(node) or node.name}.input"
+        ids = self._by_label(name, spread(neurons.ids, neurons.dims, both, sizes), self.axis_labels(value, both))
         return ids.transpose([both.index(d) for d in (*dims, *batch)])
 
-    def _by_label(self, ids: IntArray, labels: IntArray | None, node: Node) -> IntArray:
-        """These nodes, unless one of them stands at positions that move apart: then a node for every label there."""
+    def _by_label(self, name: str, ids: IntArray, labels: IntArray | None) -> IntArray:
+        """These nodes, unless one of them stands at positions that move apart: then a new one for every label there."""
         if labels is None or len(np.unique(ids)) == ids.size:
             return ids
         moving: dict[int, set[tuple[int, ...]]] = {}
@@ -143,7 +146,7 @@ class NeuronFlow:
             moving.setdefault(one, set()).add(self.labels.moving(label))
         if all(len(parts) == 1 for parts in moving.values()):
             return ids
-        fresh = self.recorder.nodes_of(labels, f"{module_path(node) or node.name}.input")
+        fresh = self.recorder.new_nodes(labels, name)
         self.recorder.tie("link", ids, fresh)
         return fresh
 
@@ -225,8 +228,9 @@ class NeuronFlow:
             own = self.recorder.add_layer(name, math.prod(sizes), "hidden").reshape(sizes)
             self.recorder.connect(role, Neurons(where, own), neurons.dims, neurons.ids)
             neurons = Neurons(where, own)
-        target = spread(neurons.ids, neurons.dims, dims, [shape[d] for d in dims])
-        self.recorder.add_vector(role, value.view, target.reshape(value.shape))
+        target = spread(neurons.ids, neurons.dims, dims, [shape[d] for d in dims]).reshape(value.shape)
+        labels = self.axis_labels(value, tuple(range(len(value.shape)))) if target.size > 1 else None
+        self.recorder.add_vector(role, value.view, self._by_label(f"{value.view.parameter}.neurons", target, labels))
 
     def _own_labels(self, value: Value, dim: int, rank: int) -> IntArray | None:
         component = value.component_of(dim - rank + len(value.shape))
