@@ -145,6 +145,7 @@ def test_registered_rules_are_used() -> None:
             return self.b(torch.cumsum(self.a(x), 1))
 
     target = torch.ops.aten.cumsum.default
+    right = _RULES[target]
 
     @register_rule(target)
     def cumsum(p, node, x: Value, dim: int) -> Value:
@@ -155,7 +156,7 @@ def test_registered_rules_are_used() -> None:
         assert traced.weight_space().permutable == []
         assert traced.verify().ok
     finally:
-        del _RULES[target]
+        _RULES[target] = right
 
 
 def test_control_flow_on_values_is_refused_with_the_reason() -> None:
