@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import numpy as np
 
 from weightspace.graphs.labels.pool import IntArray
 
-__all__ = ["Neurons", "alike", "by_node", "occurrences", "spread"]
+__all__ = ["Neurons", "alike", "by_node", "occurrences", "rows_along", "spread"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ def spread(array: IntArray, dims: Sequence[int], all_dims: Sequence[int], sizes:
     """Nodes or labels over the axes ``dims`` repeated along all axes ``all_dims`` (both ascending) of these sizes."""
     shape = [n if d in dims else 1 for d, n in zip(all_dims, sizes, strict=True)]
     return np.broadcast_to(array.reshape(shape), tuple(sizes))
+
+
+def rows_along(neurons: Neurons, dims: tuple[int, ...], sizes: Sequence[int]) -> IntArray:
+    """Nodes that share their position along ``dims`` with each of the positions there, one row for each."""
+    shape = dict(zip(neurons.dims, neurons.ids.shape, strict=True)) | dict(zip(dims, sizes, strict=True))
+    every = tuple(sorted(shape))
+    ids = spread(neurons.ids, neurons.dims, every, [shape[d] for d in every])
+    order = [every.index(d) for d in dims] + [k for k, d in enumerate(every) if d not in dims]
+    return ids.transpose(order).reshape(math.prod(sizes), -1)
 
 
 def by_node(ids: IntArray) -> tuple[tuple[int, ...], IntArray, int] | None:

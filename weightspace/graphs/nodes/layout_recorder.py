@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from weightspace.graphs.block_layout import EdgeBlock
-from weightspace.graphs.labels.neurons import Neurons, alike, by_node, occurrences, spread
+from weightspace.graphs.labels.neurons import Neurons, alike, by_node, occurrences, rows_along
 from weightspace.graphs.labels.pool import IntArray, Labels
 from weightspace.graphs.nodes.parameter_use import ParameterUse, UseBook
 from weightspace.graphs.parameter_view import ParameterView
@@ -225,7 +225,7 @@ class LayoutRecorder:
         if neurons.dims and not set(neurons.dims) & set(dims):
             self.add_block(role, None, np.unique(neurons.ids)[None], flat[None])
             return
-        rows = np.sort(_rows(neurons, dims, target.shape), axis=1)
+        rows = np.sort(rows_along(neurons, dims, target.shape), axis=1)
         flat, once = np.unique(flat, return_index=True)
         rows = rows[once]
         first = np.concatenate([np.ones((len(rows), 1), bool), rows[:, 1:] != rows[:, :-1]], 1)
@@ -264,7 +264,7 @@ class LayoutRecorder:
         """
         shape = tuple(sizes)
         size = math.prod(shape)
-        rows = [_rows(p, dims, shape) for _, p in parts if p.dims and set(p.dims) & set(dims)]
+        rows = [rows_along(p, dims, shape) for _, p in parts if p.dims and set(p.dims) & set(dims)]
         place = np.arange(size)
         if rows and size > 1:
             every = np.concatenate([np.sort(r, axis=1) for r in rows], 1)
@@ -391,12 +391,3 @@ class LayoutRecorder:
     def sites(self) -> dict[str, str]:
         """Program node that holds the pre-activation of each layer that has one."""
         return {layer.name: layer.site for layer in self.layers if layer.site is not None}
-
-
-def _rows(neurons: Neurons, dims: tuple[int, ...], sizes: Sequence[int]) -> IntArray:
-    """Nodes that share their position along ``dims`` with each of the positions there, one row for each."""
-    shape = dict(zip(neurons.dims, neurons.ids.shape, strict=True)) | dict(zip(dims, sizes, strict=True))
-    every = tuple(sorted(shape))
-    ids = spread(neurons.ids, neurons.dims, every, [shape[d] for d in every])
-    order = [every.index(d) for d in dims] + [k for k, d in enumerate(every) if d not in dims]
-    return ids.transpose(order).reshape(math.prod(sizes), -1)
