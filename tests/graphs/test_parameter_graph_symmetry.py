@@ -92,7 +92,19 @@ class TwoSided(nn.Module):
         return self.out(torch.cat([self.token.expand(x.shape[0], 1, 6), stream], 1))
 
 
+class Copies(nn.Module):
+    """Columns that read copies of one input, and of one neuron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x.repeat_interleave(2, 1))).repeat(1, 2))
+
+
 OWN = {
+    "copies": (Copies, (3, 2)),
     "attention": (Attention, (2, 5, 3)),
     "grouped_query": (lambda: Attention(kv_heads=1), (2, 5, 3)),
     "rotary": (lambda: Attention(rotary=True), (2, 5, 3)),

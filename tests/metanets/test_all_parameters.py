@@ -154,6 +154,21 @@ WRITTEN: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[tuple[int
         (2, 3), ((3, 4), (2, 2), (4, 2)),
     ),
     "average": (_average, (2, 3, 5), ((5, 4), (4,), (4, 2))),
+    "copies": (lambda x, a, out: torch.relu(x @ a).repeat(1, 2) @ out, (2, 3), ((3, 4), (8, 2))),
+    "uneven_copies": (
+        lambda x, a, out: torch.relu(x @ a)[:, [0, 0, 1, 1, 2, 3, 3, 3]] @ out, (2, 3), ((3, 4), (8, 2)),
+    ),
+    "copies_of_inputs": (
+        lambda x, a, out: torch.relu(x.repeat_interleave(2, 1) @ a) @ out, (2, 3), ((6, 4), (4, 2)),
+    ),
+    "copies_read_twice": (
+        lambda x, a, b, c, out: (torch.tanh(x @ a) + torch.relu(x @ b).repeat(1, 2) @ c) @ out + x[:, :2],
+        (2, 3), ((3, 4), (3, 2), (4, 4), (4, 2)),
+    ),
+    "copies_in_a_convolution": (
+        lambda x, a, b: nn.functional.conv1d(torch.relu(nn.functional.conv1d(x, a)).repeat(1, 2, 1), b).flatten(1),
+        (2, 3, 5), ((4, 3, 3), (2, 8, 2)),
+    ),
 }  # fmt: skip
 
 

@@ -76,13 +76,13 @@ class LayoutRecorder:
         self._taken.add(unique)
         return unique
 
-    def input_neurons(self, inputs: frozenset[str], size: int, dim: int) -> Neurons:
-        """Nodes of an input along axis ``dim``; one layer for each size in which some operation reads it."""
+    def input_neurons(self, inputs: frozenset[str], size: int) -> IntArray:
+        """Nodes along an axis of an input; one layer for each size in which some operation reads it."""
         key = (tuple(sorted(inputs)), size)
         if key not in self._inputs:
             self._inputs[key] = self.add_layer("input", size, "input")
             self.label(self._inputs[key], self._pool.fixed(size))
-        return Neurons.along((dim,), self._inputs[key])
+        return self._inputs[key]
 
     def read(self, neurons: Neurons) -> None:
         """Note that an operation consumes these neurons as they are now: that ends their activation."""

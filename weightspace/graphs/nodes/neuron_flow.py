@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from torch.fx import Node
 
-from weightspace.graphs.labels.neurons import Neurons, spread
+from weightspace.graphs.labels.neurons import Neurons, alike, spread
 from weightspace.graphs.labels.pool import IntArray, Labels
 from weightspace.graphs.labels.values import Value
 from weightspace.graphs.nodes.layout_recorder import LayoutRecorder
@@ -96,8 +96,18 @@ class NeuronFlow:
         if component is None and equal is not None and not self.recorder.all_held(equal):
             return Neurons.along((dim % len(value.shape),), self.recorder.nodes_of(equal, name))
         if component is None or self.recorder.all_held(component.labels):
-            return self.recorder.input_neurons(value.inputs, value.shape[dim], dim)
+            return self._input_neurons(value, dim % len(value.shape))
         return Neurons.along(component.dims, self.recorder.nodes_of(component.labels, name))
+
+    def _input_neurons(self, value: Value, dim: int) -> Neurons:
+        """Nodes of an input along an axis; positions of one label are copies of one."""
+        labels = self.axis_labels(value, (dim,)) if value.component_of(dim) else None
+        copies = alike((np.arange(value.shape[dim]) if labels is None else labels)[:, None])
+        nodes = self.recorder.input_neurons(value.inputs, len(copies))
+        ids = np.empty(value.shape[dim], np.int64)
+        for node, positions in zip(nodes, copies, strict=True):
+            ids[list(positions)] = node
+        return Neurons.along((dim,), ids)
 
     def channel_neurons(self, node: Node, value: Value, dim: int, equal: IntArray | None = None) -> IntArray:
         """Node of every position along axis ``dim``, of shape ``(size,)``; links are added where several share one."""
@@ -114,7 +124,8 @@ class NeuronFlow:
     ) -> IntArray:
         """Node of every position along the axes ``dims`` and ``batch`` (in this order), which an operation reads.
 
-        Along ``batch`` the nodes need not differ.
+        Along ``batch`` the nodes need not differ. ``equal`` are labels by which the operation tells positions of equal
+        values apart (of the columns of its weight).
         """
         both = tuple(sorted((*dims, *batch)))
         sizes = [value.shape[d] for d in both]
@@ -133,7 +144,10 @@ class NeuronFlow:
             neurons = linked
         self.recorder.read(neurons)
         name = f"{module_path(node) or node.name}.input"
-        ids = self._by_label(name, spread(neurons.ids, neurons.dims, both, sizes), self.axis_labels(value, both))
+        labels = self.axis_labels(value, both)
+        ids = self._by_label(name, spread(neurons.ids, neurons.dims, both, sizes), labels)
+        if len(both) == 1 and labels is not None and equal is not None:
+            ids = self._copies(name, ids, labels, equal)
         return ids.transpose([both.index(d) for d in (*dims, *batch)])
 
     def _by_label(self, name: str, ids: IntArray, labels: IntArray | None) -> IntArray:
@@ -147,6 +161,20 @@ class NeuronFlow:
         if all(len(parts) == 1 for parts in moving.values()):
             return ids
         fresh = self.recorder.new_nodes(labels, name)
+        self.recorder.tie("link", ids, fresh)
+        return fresh
+
+    def _copies(self, name: str, ids: IntArray, labels: IntArray, columns: IntArray) -> IntArray:
+        """These nodes, but where one stands at several positions of one label, a new one for every free column there.
+
+        Columns that read copies of one value may be exchanged.
+        """
+        nodes, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
+        free = (counts[inverse] > 1) & ~self.labels.is_fixed(columns)
+        if not free.any() or len(np.unique(np.stack([ids, labels]), axis=1).T) > len(nodes):
+            return ids
+        fresh = ids.copy()
+        fresh[free] = self.recorder.new_nodes(columns[free], name)
         self.recorder.tie("link", ids, fresh)
         return fresh
 
@@ -188,7 +216,7 @@ class NeuronFlow:
         if index.origin != "activation" or table.view is None:
             return None
         entries, features = table.shape
-        source = np.broadcast_to(self.recorder.input_neurons(index.inputs, entries, 0).ids, (entries,))
+        source = np.broadcast_to(self.recorder.input_neurons(index.inputs, entries), (entries,))
         target = self.recorder.add_layer(table.view.parameter.removesuffix(".weight"), features, "hidden", node.name)
         self.recorder.add_weight(table.view.permute(1, 0).reshape(1, features, entries), source[None], target[None])
         return Neurons.along((rank - 1,), target)
@@ -326,7 +354,8 @@ class NeuronFlow:
         rest = [c for c in ws if c == "." or not (c in xs or c in out)]
         size = {c: n for v, s in ((x, xs), (weight, ws)) for c, n in zip(s, v.shape, strict=True)}
         if inputs:
-            source = self.read_axes(node, x, tuple(map(xs.index, inputs)), tuple(map(xs.index, groups)))
+            columns = self.axis_labels(weight, (ws.index(inputs[0]),)) if len(inputs) == 1 else None
+            source = self.read_axes(node, x, tuple(map(xs.index, inputs)), tuple(map(xs.index, groups)), columns)
             source = np.moveaxis(source, range(len(inputs)), range(len(groups), source.ndim))
         else:
             neurons = x.neurons if x.neurons is not None else self.neurons_of(x, len(x.shape) - 1)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from weightspace.graphs.block_layout import BlockLayout
+from weightspace.graphs.block_layout import BlockLayout, EdgeBlock
 from weightspace.layers.block_roles import BlockRoles, Side, node_features, nodes_of, scatter
 
 __all__ = ["NodeEmbedding", "node_codes"]
@@ -25,6 +25,16 @@ def node_codes(
     wavelengths = 4.0 * size ** (torch.arange(half, dtype=torch.float64) / max(1, half - 1))
     angles = 2 * torch.pi * torch.arange(size, dtype=torch.float64)[:, None] / wavelengths
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width].float() * 2**0.5
+
+
+def _joined(block: EdgeBlock, side: Side) -> list[int]:
+    """For every node of one side of a block, which of the different fixed nodes at the other side it hangs on."""
+    fixed = block.source_nodes if side == "target" else block.target_nodes
+    others, members = (block.inputs, block.out) if side == "target" else (block.out, block.inputs)
+    nodes = range(block.groups * others) if fixed is None else fixed
+    numbers: dict[tuple[int, ...], int] = {}
+    groups = [tuple(nodes[k : k + others]) for k in range(0, len(nodes), others)]
+    return [numbers.setdefault(group, len(numbers)) for group in groups for _ in range(members)]
 
 
 class _Labels(nn.Module):
@@ -48,7 +58,9 @@ class _Labels(nn.Module):
         self.of_group = nn.ParameterDict()
         for i, side in roles.positions[name]:
             self.register_buffer(f"nodes_{i}_{side}", nodes_of(blocks[i], side), persistent=False)
-            self.of_group[f"{i}_{side}"] = nn.Parameter(torch.randn(blocks[i].groups, width))
+            joined = _joined(blocks[i], side)
+            self.register_buffer(f"joined_{i}_{side}", torch.tensor(joined), persistent=False)
+            self.of_group[f"{i}_{side}"] = nn.Parameter(torch.randn(max(joined) + 1, width))
 
     @property
     def empty(self) -> bool:
@@ -63,9 +75,8 @@ class _Labels(nn.Module):
         if self.of_code is not None:
             rows.append(self.of_code(self.codes)[None])
         for key, embedding in self.of_group.items():
-            nodes = getattr(self, f"nodes_{key}")
-            members = (self.size if nodes is None else len(nodes)) // len(embedding)
-            rows.append(scatter(embedding.repeat_interleave(members, dim=0)[None], nodes, self.size))
+            joined = embedding[getattr(self, f"joined_{key}")]
+            rows.append(scatter(joined[None], getattr(self, f"nodes_{key}"), self.size))
         return torch.stack(rows).sum(0)
 
 
