@@ -39,8 +39,20 @@ class Loss(nn.Module):
         return F.binary_cross_entropy_with_logits(answer, torch.zeros_like(answer), pos_weight=self.weight)
 
 
+class Both(nn.Module):
+    """A bilinear form of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(3, 4), nn.Linear(3, 5), nn.Bilinear(4, 5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.a(x)), torch.relu(self.b(x)))
+
+
 MODULES = {
     "temperature": Temperature,
+    "both": Both,
     "loss": Loss,
     "one_norm": lambda: nn.Sequential(
         parametrizations.weight_norm(nn.Linear(3, 4), dim=None),  # pyright: ignore[reportArgumentType]
@@ -76,7 +88,7 @@ def _built(name: str, traced, out: int | None = 3, **more):
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", MODULES)
-def test_parameters_that_touch_no_neuron_are_read(name, reader):
+def test_every_parameter_is_read(name, reader):
     traced = trace(MODULES[name](), torch.zeros(2, 3))
     net = _built(reader, traced)
     weights = {k: w.requires_grad_() for k, w in _weights(dict(traced.layout().shapes)).items()}
@@ -165,8 +177,12 @@ WRITTEN: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[tuple[int
         lambda x, a, b, c, out: (torch.tanh(x @ a) + torch.relu(x @ b).repeat(1, 2) @ c) @ out + x[:, :2],
         (2, 3), ((3, 4), (3, 2), (4, 4), (4, 2)),
     ),
+    "copies_in_a_form": (
+        lambda x, a, b, c, out: F.bilinear(torch.relu(x @ a).repeat(1, 2), x @ b, c) @ out,
+        (2, 3), ((3, 4), (3, 5), (6, 8, 5), (6, 2)),
+    ),
     "copies_in_a_convolution": (
-        lambda x, a, b: nn.functional.conv1d(torch.relu(nn.functional.conv1d(x, a)).repeat(1, 2, 1), b).flatten(1),
+        lambda x, a, b: F.conv1d(torch.relu(F.conv1d(x, a)).repeat(1, 2, 1), b).flatten(1),
         (2, 3, 5), ((4, 3, 3), (2, 8, 2)),
     ),
 }  # fmt: skip

@@ -28,7 +28,8 @@ from weightspace.graphs.labels.stacked import (
     whole_rows,
 )
 from weightspace.graphs.labels.values import Component, Value, combine
-from weightspace.graphs.nodes.neuron_flow import NeuronFlow, module_path
+from weightspace.graphs.nodes.neuron_flow import module_path
+from weightspace.graphs.nodes.product_flow import ProductFlow
 from weightspace.graphs.parameter_view import ParameterView
 
 __all__ = ["Propagation", "has_rule", "register_rule"]
@@ -78,7 +79,7 @@ def _place(node: Node) -> str:
     return f"module '{module_path(node)}'" if module_path(node) else "the top module"
 
 
-class Propagation(NeuronFlow):
+class Propagation(ProductFlow):
     """State of one walk: the label pool, the layout recorder, the value of every program node."""
 
     def __init__(self) -> None:

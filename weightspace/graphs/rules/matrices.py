@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from weightspace.graphs.labels.values import Component, Value, combine
 from weightspace.graphs.propagation import LETTERS, Propagation, held_result, register_rule
+from weightspace.graphs.rules.contraction import contract
 from weightspace.graphs.rules.normalisation import layer_norm
 from weightspace.graphs.rules.ordering import along_slices
 from weightspace.graphs.rules.reduction import reduced_labels, reduction
@@ -22,10 +23,14 @@ def bilinear(p: Propagation, node: Node, left: Value, right: Value, weight: Valu
     """``z[..., o] = sum_ij x[..., i] W[o, i, j] y[..., j] + b[o]``."""
     shape = p.shape(node)
     batch = LETTERS[: len(shape) - 1]
-    operands = [(left.components, batch + "X"), (right.components, batch + "Y"), (weight.components, "ZXY")]
-    if bias is not None:
-        operands.append((bias.components, "Z"))
-    return Value(shape, combine(p.labels, operands, batch + "Z"))
+    out = batch + "Z"
+    product = contract(p, node, [(left, batch + "X"), (right, batch + "Y"), (weight, "ZXY")], out, shape)
+    if bias is None:
+        return product
+    if product.neurons is not None:
+        p.broadcast_vector("bias", bias, (len(shape) - 1,), product.neurons, shape)
+    components = combine(p.labels, [(product.components, out), (bias.components, "Z")], out)
+    return Value(shape, components, neurons=product.neurons)
 
 
 @register_rule(aten.rms_norm.default)
