@@ -50,8 +50,20 @@ class Both(nn.Module):
         return self.out(torch.tanh(self.a(x)), torch.relu(self.b(x)))
 
 
+class RunningSum(nn.Module):
+    """Neurons that keep their places, because of a running sum over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.a(x)).cumsum(-1))
+
+
 MODULES = {
     "temperature": Temperature,
+    "running_sum": RunningSum,
     "both": Both,
     "loss": Loss,
     "one_norm": lambda: nn.Sequential(

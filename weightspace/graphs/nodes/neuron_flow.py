@@ -70,7 +70,8 @@ class NeuronFlow:
     def passed_on(self, node: Node, value: Value, operands: Sequence[Value]) -> Value:
         """A result whose rule says nothing of nodes: those of an operand that carry its labels, if there are any.
 
-        What the operator does to their values is not known, so it becomes part of the function behind its operands.
+        What the operator does to their values is not known, so it becomes part of the function behind its operands. A
+        result that keeps its place (a running sum over neurons) has one node that all of them flow into.
         """
         if value.neurons is not None or value.origin != "activation":
             return value
@@ -80,6 +81,8 @@ class NeuronFlow:
             nodes = self.recorder.carriers(neurons.ids, moving[0].labels) if neurons.dims else None
             if nodes is not None:
                 return replace(value, neurons=neurons.moved(moving[0].dims, nodes))
+        if read and not moving:
+            return replace(value, neurons=self.recorder.link_all(place_name(node), [("link", n) for n in read], (), ()))
         for neurons in read:
             self.recorder.read(neurons)
         return value
