@@ -10,6 +10,7 @@ __all__ = [
     "PerformanceWarning",
     "ShapeError",
     "SpecError",
+    "UnreadWeightsWarning",
     "UnsupportedModuleError",
     "WeightspaceError",
     "ZooFormatError",
@@ -51,6 +52,10 @@ class UnsupportedModuleError(WeightspaceError, TypeError):
 
 class NumericalWarning(UserWarning):
     """A number came out less accurate than promised."""
+
+
+class UnreadWeightsWarning(UserWarning):
+    """A metanetwork is set up so that its answer does not depend on some of the weights."""
 
 
 class PerformanceWarning(UserWarning):

@@ -12,6 +12,7 @@ from weightspace.layers.neural_graph.graph_heads import Readout
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph
 from weightspace.layers.neural_graph.pna import PrincipalConv, SplitEdgeUpdate
 from weightspace.layers.probes import Probe
+from weightspace.layers.reach import warn_of_unread
 from weightspace.metanets.neural_graph_base import NeuralGraphMetanet
 
 __all__ = ["NeuralGraphNet", "NeuralGraphNetConfig"]
@@ -106,6 +107,8 @@ class NeuralGraphNet(NeuralGraphMetanet):
         graph = NeuralGraph.of(layout, reverse=config.reverse)
         width, edge_width = config.width, config.edge_width
         super().__init__(layout, out_features, config, graph=graph, copies=copies, probe=probe)
+        if out_features is not None and config.readout == "outputs":
+            warn_of_unread("neural_graph", layout, config.layers, reverse=config.reverse, pooled="mean")
         self.convs = nn.ModuleList(PrincipalConv(graph, width, edge_width) for _ in range(config.layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.layers - 1))
         # edges are updated after the last round only if they are read

@@ -12,6 +12,7 @@ from weightspace.layers.neural_graph.graph_heads import Readout
 from weightspace.layers.neural_graph.neural_graph import NeuralGraph
 from weightspace.layers.neural_graph.relational_attention import AllPairs, RelationalAttention, RelationalEdgeUpdate
 from weightspace.layers.probes import Probe
+from weightspace.layers.reach import warn_of_unread
 from weightspace.metanets.neural_graph_base import NeuralGraphMetanet
 
 __all__ = ["NeuralGraphTransformer", "NeuralGraphTransformerConfig"]
@@ -140,6 +141,8 @@ class NeuralGraphTransformer(NeuralGraphMetanet):
             copies=copies,
             probe=probe,
         )
+        if out_features is not None and config.readout == "outputs" and not config.dense:
+            warn_of_unread("neural_graph_transformer", layout, config.layers, reverse=True, pooled="mean")
         self.pairs = AllPairs(graph) if config.dense else None
         self.layers = nn.ModuleList(_Layer(read, config) for _ in range(config.layers))
         # edges are updated after the last layer only if they are read

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from weightspace.errors import SpecError
 from weightspace.graphs.block_layout import BlockLayout
 from weightspace.layers.block_roles import GIVERS, loose_layers
+from weightspace.layers.reach import warn_of_unread
 from weightspace.layers.readout import head
 from weightspace.layers.scale.scale_equivariant import ScaleInv
 from weightspace.layers.scale.scale_round import EdgeKey, ScaleRound, plan_rounds, routes_of
@@ -129,6 +130,8 @@ class ScaleGMN(Metanet):
         if out_features is None:
             self.edits = ScaleEdits(layout, kinds, self.neurons, width, copies)
             return
+        if config.readout == "last_layer":
+            warn_of_unread("scale_gmn", layout, config.layers, reverse=config.bidirectional, pooled="full_graph")
         sizes = [layout.layer(name).size for name in self.outputs]
         self.embedding_features = width * (len(self.pooled) + sum(sizes))
         if not self.embedding_features:
