@@ -189,6 +189,9 @@ WRITTEN: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[tuple[int
         lambda x, a, b, c, out: (torch.tanh(x @ a) + torch.relu(x @ b).repeat(1, 2) @ c) @ out + x[:, :2],
         (2, 3), ((3, 4), (3, 2), (4, 4), (4, 2)),
     ),
+    "copies_of_a_map": (
+        lambda x, a, out: F.conv1d(x, a).relu().flatten(1).repeat(1, 2) @ out, (2, 3, 5), ((4, 3, 3), (24, 2)),
+    ),
     "copies_in_a_form": (
         lambda x, a, b, c, out: F.bilinear(torch.relu(x @ a).repeat(1, 2), x @ b, c) @ out,
         (2, 3), ((3, 4), (3, 5), (6, 8, 5), (6, 2)),

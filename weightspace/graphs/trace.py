@@ -159,8 +159,7 @@ class Trace:
             The layout may show fewer symmetries than :meth:`weight_space`, never more. Parameters that only meet zeros
             are the known case: the recurrent matrix of a cell traced with its default state has columns that nothing
             depends on, so the weight space may permute them, while the layout joins them to the nodes of the state as
-            in every later step. Trace a cell with its state, ``trace(cell, x, h)``, and both agree. Columns that read
-            copies of a flattened map (``h.flatten(1).repeat(1, 2)``) are another: the layout numbers them.
+            in every later step. Trace a cell with its state, ``trace(cell, x, h)``, and both agree.
         """
         return self._layout
 

@@ -172,10 +172,9 @@ class NeuronFlow:
 
         Such columns may be exchanged.
         """
-        nodes, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
-        free = (counts[inverse] > 1) & ~self.labels.is_fixed(columns)
-        one_label = len(np.unique(np.stack([ids, labels]), axis=1).T) == len(nodes)
-        if not free.any() or not one_label or len(np.unique(self.labels.find(columns))) < len(columns):
+        _, inverse, counts = np.unique(np.stack([ids, labels]), axis=1, return_inverse=True, return_counts=True)
+        free = (counts[inverse.reshape(-1)] > 1) & ~self.labels.is_fixed(columns)
+        if not free.any() or len(np.unique(self.labels.find(columns))) < len(columns):
             return ids
         fresh = self.recorder.new_nodes(columns, name)
         self.recorder.tie("link", ids, fresh)
