@@ -41,12 +41,20 @@ def rounds_to_read(layout: BlockLayout, *, reverse: bool) -> dict[str, float]:
 
 
 def warn_of_unread(name: str, layout: BlockLayout, layers: int, *, reverse: bool, pooled: str) -> None:
-    """Say which parameters ``layers`` rounds in front of a readout of the outputs leave out; ``pooled`` reads all."""
+    """Say which parameters ``layers`` rounds in front of a readout of the outputs leave out.
+
+    Args:
+        name: Of the metanetwork.
+        layout: The architecture that it reads.
+        layers: Rounds of message passing.
+        reverse: Whether messages run against the forward pass too.
+        pooled: The readout that reads all nodes.
+    """
     rounds = rounds_to_read(layout, reverse=reverse)
     unread = [parameter for parameter, needed in rounds.items() if needed > layers]
     if unread:
-        enough = max((needed for needed in rounds.values() if needed < math.inf), default=0)
-        deeper = f"layers={enough:.0f} or " if enough > layers else ""
+        enough = max(rounds.values())
+        deeper = f"layers={enough:.0f} or " if enough < math.inf else ""
         few = ", ".join(repr(parameter) for parameter in unread[:3]) + (", ..." if len(unread) > 3 else "")
         warnings.warn(
             f"{name} with layers={layers} reads the outputs, which {len(unread)} of {len(rounds)} tensors do not reach "
