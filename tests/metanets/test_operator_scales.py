@@ -129,6 +129,49 @@ def test_the_frame_is_the_equation_and_keeps_the_function():
     torch.testing.assert_close(back, values, rtol=1e-12, atol=1e-12)
 
 
+class Skip(nn.Module):
+    """A residual sum whose summands may have any sizes beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        return self.c(h + torch.relu(self.b(h)))
+
+
+class Pairs(nn.Module):
+    """Sums of pairs of neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)).view(-1, 2, 3).sum(1))
+
+
+@pytest.mark.parametrize("make", [Skip, Pairs])
+def test_neurons_that_sums_join_keep_their_sizes_beside_each_other(make):
+    """Lengths of their own would make every summand the same size, which is another function."""
+    traced = trace(make(), torch.zeros(2, 3))
+    layout = traced.layout()
+    kinds = scaling_kinds(layout)
+    assert {kinds[name] for name in ("a", "b") if layout.layer(name).kind == "hidden"} == {"scale"}
+    weights, x = _weights(layout, 2), torch.randn(5, 3, dtype=torch.float64)
+    frame = ScaleFrame(layout, kinds)
+    values = {i: v for i, v in enumerate(layout.split(weights)) if v is not None}
+    lengths = frame.lengths(values)
+    assert min(x.std(0).min() for x in lengths.values()) > 1e-3
+    entered = layout.join(
+        [None if b.view is None else frame.enter(i, values[i], lengths) for i, b in enumerate(layout.blocks)]
+    )
+    for k in range(2):
+        one, other = ({n: w[k] for n, w in v.items()} for v in (weights, entered))
+        torch.testing.assert_close(traced.evaluate(other, x), traced.evaluate(one, x), rtol=1e-12, atol=1e-12)
+
+
 def test_a_neuron_that_nothing_enters_leaves_numbers_and_gradients_finite():
     layout = BlockLayout.mlp([2, 3, 4, 1])
     weights = _weights(layout)

@@ -47,6 +47,7 @@ def build_layout(
         UnsupportedModuleError: a scalar has no edge, or two (a mistake in this package).
     """
     recorder = propagation.recorder
+    recorder.hold_derived(propagation.derived)
     for name, _ in shapes:
         _connect_rest(recorder, propagation.parameters[name])
     recorder.tie_resumed()

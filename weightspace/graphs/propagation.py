@@ -88,6 +88,7 @@ class Propagation(ProductFlow):
         self.parameters: dict[str, ParameterLabels] = {}
         self.sources: dict[str, Node] = {}
         self.values: dict[Node, Any] = {}
+        self.derived: set[str] = set()  # parameters from which other numbers are computed
 
     # -- sources -------------------------------------------------------------------------------------------------
 
@@ -178,6 +179,7 @@ class Propagation(ProductFlow):
             return value
 
         completed = tuple(map(complete, results))
+        self.derived.update(*(v.parameters for v in completed if v.origin == "computed"))
         self.values[node] = completed[0] if isinstance(result, Value) else completed
 
     def _rule_for(self, node: Node, operands: Sequence[Value]) -> Rule:

@@ -135,6 +135,13 @@ class LayoutRecorder:
         for n in nodes:
             self.hold_factors(n, "scale", "sign")
 
+    def hold_derived(self, parameters: Iterable[str]) -> None:
+        """Other numbers are computed from these parameters: no factor may go through the edges that they have."""
+        for name in parameters:
+            for use in self.uses.owners(name):
+                self.hold_factors(use.target, "scale", "sign")
+                self.hold_factors(use.source, "scale", "sign")
+
     def known(self, labels: IntArray, parameter: str | None = None) -> IntArray:
         """The node that carries each label, -1 where there is none (or the label stays where it is).
 

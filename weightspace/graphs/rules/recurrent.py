@@ -17,7 +17,7 @@ from torch.fx import Node
 from weightspace.graphs.labels.neurons import Neurons, spread
 from weightspace.graphs.labels.pool import IntArray
 from weightspace.graphs.labels.values import Component, Value, combine, split_product
-from weightspace.graphs.nodes.neuron_flow import carries
+from weightspace.graphs.nodes.neuron_flow import carries, operator_name
 from weightspace.graphs.propagation import Propagation, register_rule
 from weightspace.graphs.rules.joining import concatenate
 from weightspace.graphs.rules.ordering import is_read
@@ -38,9 +38,10 @@ class _State:
 
 @dataclass(frozen=True)
 class _Cell:
-    """Weights of one layer and direction, and how many gates stand in each."""
+    """Weights of one layer and direction, how many gates stand in each, and the function in front of the state."""
 
     gates: int
+    function: str
     input: Value
     recurrent: Value
     biases: tuple[Value, ...]
@@ -134,30 +135,33 @@ def _layers(
     cells, final, sides = iter(range(0, len(weights), each)), [], 1 + both
     source = p.channel_neurons(node, x, 2, p.axis_labels(weights[0], (1,)) if x.shape[2] > 1 else None)
     nodes: list[IntArray] = []
+    starts_at_zero = _zeros(p, node)
     for layer in range(layers):
         done: list[_State] = []
         for side in range(sides):
             w = weights[(start := next(cells)) : start + each]
-            cell = _Cell(gates, w[0], w[1], tuple(w[2:4]) if biased else (), w[-1] if projected else None)
+            biases, projection = tuple(w[2:4]) if biased else (), w[-1] if projected else None
+            cell = _Cell(gates, _function(node), w[0], w[1], biases, projection)
             first = [_of_layer(p, s, layer * sides + side) for s in states]
             done.append(cell.run(p, below, _State(first[0], first[1] if len(first) > 1 else ())))
-            own = (cell.input, cell.recurrent, cell.biases, cell.projection)
-            nodes.append(cell_nodes(p, node, gates, source, own, done[-1].hidden))
+            nodes.append(_nodes_of(p, node, cell, source, done[-1].hidden))
             if not projected:
-                for state in states:
-                    state_nodes(p, row_of(state, layer * sides + side), nodes[-1])
+                for k, state in enumerate(states):
+                    state_nodes(p, row_of(state, layer * sides + side), nodes[-1], starts_at_zero[k])
         final += done
         source = np.concatenate(nodes[-sides:])
         below = _side_by_side(p, [s.hidden for s in done], states[0].shape[-1])
     shape = p.shape(node, 0)
     place = (batch, 2)
     rows = tuple(Component(tuple(place[d] for d in c.dims), c.labels) for c in below)
-    read = Neurons.along((2,), source).then("tanh")
+    chain = () if projected else (_function(node),)
+    read = replace(Neurons.along((2,), source), chain=chain)
     results = [Value(shape, (*rows, *p.held_axes(shape, [time])), neurons=read)]
     for k, parts in enumerate(zip(*[(s.hidden, s.cell)[: len(states)] for s in final], strict=True)):
         last = _stacked(p, parts, p.shape(node, k + 1), is_read(node, k + 1))
         follows = len({len(n) for n in nodes} | {last.shape[2]}) == 1
-        results.append(replace(last, neurons=Neurons.along((0, 2), np.stack(nodes)) if follows else None))
+        seen = replace(Neurons.along((0, 2), np.stack(nodes)), chain=() if k else chain) if follows else None
+        results.append(replace(last, neurons=seen))
     return tuple(results)
 
 
@@ -211,10 +215,11 @@ def lstm_cell(
 ) -> tuple[Value, Value]:
     """One step of an LSTM."""
     state = _State(states[0].components, states[1].components)
-    cell = _Cell(4, w_input, w_recurrent, _given(biases))
+    cell = _Cell(4, _function(node), w_input, w_recurrent, _given(biases))
     new = cell.step(p, x.components, state)
     neurons = _step_neurons(p, node, cell, x, states[0], new)
-    return Value(p.shape(node, 0), new.hidden, neurons=neurons), Value(p.shape(node, 1), new.cell, neurons=neurons)
+    inner = replace(neurons, chain=())
+    return Value(p.shape(node, 0), new.hidden, neurons=neurons), Value(p.shape(node, 1), new.cell, neurons=inner)
 
 
 @register_rule(aten.gru_cell.default, aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default)
@@ -223,7 +228,7 @@ def gru_or_rnn_cell(
 ) -> Value:
     """One step of a gated recurrent unit or of an Elman network, whose output is their whole state."""
     rows, width = w_recurrent.shape
-    cell = _Cell(rows // width, w_input, w_recurrent, _given(biases))
+    cell = _Cell(rows // width, _function(node), w_input, w_recurrent, _given(biases))
     new = cell.step(p, x.components, _State(state.components))
     return Value(p.shape(node), new.hidden, neurons=_step_neurons(p, node, cell, x, state, new))
 
@@ -234,10 +239,29 @@ def _step_neurons(p: Propagation, node: Node, cell: _Cell, x: Value, state: Valu
     wide = (1,) if x.shape[dim] > 1 else ()
     source = p.channel_neurons(node, x, dim, p.axis_labels(cell.input, wide) if wide else None)
     before = p.channel_neurons(node, state, len(state.shape) - 1) if carries(state) else None
+    nodes = _nodes_of(p, node, cell, source, new.hidden, before)
+    if before is None:
+        state_nodes(p, replace(state, neurons=None), nodes, _zeros(p, node)[0])
+    return Neurons.along((dim,), nodes).then(cell.function)
+
+
+def _nodes_of(
+    p: Propagation, node: Node, cell: _Cell, source: IntArray, result: Components, state: IntArray | None = None
+) -> IntArray:
     own = (cell.input, cell.recurrent, cell.biases, cell.projection)
-    nodes = cell_nodes(p, node, cell.gates, source, own, new.hidden, before)
-    p.recorder.hint(state.parameters, nodes)
-    return Neurons.along((dim,), nodes).then("tanh")
+    return cell_nodes(p, node, cell.gates, cell.function, source, own, result, state)
+
+
+def _function(node: Node) -> str:
+    """Name of the function that the state of a recurrent call has passed last."""
+    return "relu" if "relu" in operator_name(node) else "tanh"
+
+
+def _zeros(p: Propagation, node: Node) -> list[bool]:
+    """Which of the first states of a recurrent call are known to be zero."""
+    states = node.args[1] if isinstance(node.args[1], Sequence) else [node.args[1]]
+    known = [p.constants.value(state) for state in states if isinstance(state, Node)]
+    return [value is not None and not value.any() for value in known]
 
 
 def _given(biases: Sequence[Value | None]) -> tuple[Value, ...]:

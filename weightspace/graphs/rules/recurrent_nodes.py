@@ -21,6 +21,7 @@ def cell_nodes(
     p: Propagation,
     node: Node,
     gates: int,
+    function: str,
     source: IntArray,  # shape: (inputs,)
     weights: tuple[Value, Value, Sequence[Value], Value | None],
     result: Sequence[Component],
@@ -35,6 +36,7 @@ def cell_nodes(
         p: The walk.
         node: The traced call.
         gates: Gates per neuron; 1 for a plain recurrence.
+        function: Function that the state has passed when it is read.
         source: Nodes of the input.
         weights: Input weight, recurrent weight, biases, and the weight of a projection.
         result: Labels of the new state, over batch and neurons.
@@ -57,11 +59,15 @@ def cell_nodes(
     out = hidden
     if projection is not None:
         out = p.recorder.add_layer(f"{name}.projection", projection.shape[0], "hidden")
+        p.recorder.read(Neurons.along((0,), hidden).then(function))
         p.matrix(projection, hidden, out)
     for component in result:
         if component.dims == (1,):
             p.recorder.label(out, component.labels)
     p.matrix(w_input, source, written)
+    if state is None:
+        again = Neurons.along((0,), out)
+        p.recorder.read(again if projection is not None else again.then(function))
     p.matrix(w_recurrent, out if state is None else state, written)
     for bias in biases:
         p.vector("bias", bias, written)
@@ -78,8 +84,13 @@ def row_of(value: Value, index: int) -> Value:
     return Value(value.shape[1:], (), value.origin, neurons=Neurons(dims, ids, neurons.chain, neurons.gain))
 
 
-def state_nodes(p: Propagation, given: Value, nodes: IntArray) -> None:
-    """Let a first state of shape ``(batch, neurons)`` flow into the nodes of a recurrent layer."""
+def state_nodes(p: Propagation, given: Value, nodes: IntArray, is_zero: bool) -> None:
+    """Let a first state of shape ``(batch, neurons)`` flow into the nodes of a recurrent layer.
+
+    A state of numbers that are not known to be zero is none that factors of the neurons could pass.
+    """
     p.recorder.hint(given.parameters, nodes)
+    if given.origin == "computed" or (given.origin == "constant" and not is_zero):
+        p.recorder.hold_factors(nodes, "scale", "sign")
     if given.neurons is not None:
         p.recorder.connect("state", given.neurons, (1,), nodes)

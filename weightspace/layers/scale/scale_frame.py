@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout
+from weightspace.layers.block_roles import nodes_of
 from weightspace.layers.scale.scale_values import NeuronLengths
 from weightspace.layers.scaling_kinds import Kind
 
@@ -19,7 +24,9 @@ class ScaleFrame(nn.Module):
     .. math:: \tilde w_{ij} = w_{ij} s_j / s_i, \qquad u_{ij} = \tilde u_{ij} s_i / s_j
 
     with the lengths :math:`s` of :class:`~weightspace.layers.scale.scale_values.NeuronLengths` (of weights in units of
-    one over the root of the block's fan-in, so that lengths neither vanish nor explode with depth). A length is
+    one over the root of the block's fan-in, so that lengths neither vanish nor explode with depth). Neurons that
+    parameter-free edges join (the summands of a residual stream) have one factor, so they share one length, the root
+    mean square of theirs: those edges keep the value 1, and summands their sizes beside each other. A length is
     multiplied by the factor :math:`q_i` of its neuron and a weight by :math:`q_i / q_j` (ScaleGMN, Kalogeropoulos et
     al. 2024, section 5), so :math:`\tilde w` is invariant: *any* function of it may be learned, where a homogeneous
     function of ``w`` itself would be linear on either side of zero. Nothing is lost: :math:`\tilde w` and :math:`w`
@@ -38,11 +45,17 @@ class ScaleFrame(nn.Module):
         super().__init__()
         self.blocks = layout.blocks
         self.measure = NeuronLengths(layout, kinds)
+        self.register_buffer("joined", _joined(layout, self.measure.sizes), persistent=False)
 
     def lengths(self, values: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Lengths by layer of kind ``"scale"``, ``(B, n, 1)``."""
         fan_in = {i: self.blocks[i].inputs * self.blocks[i].positions for i in values}
-        return self.measure({i: value * fan_in[i] ** 0.5 for i, value in values.items()})
+        lengths = self.measure({i: value * fan_in[i] ** 0.5 for i, value in values.items()})
+        if self.joined is None:
+            return lengths
+        each = torch.cat([*lengths.values()], 1).flatten(1)
+        shared = _root_mean_square(each, self.joined)[:, self.joined, None]
+        return dict(zip(lengths, shared.split([x.shape[1] for x in lengths.values()], 1), strict=True))
 
     def enter(self, i: int, value: Tensor, lengths: Mapping[str, Tensor]) -> Tensor:
         """Parameters of block ``i`` without the factors."""
@@ -57,3 +70,39 @@ class ScaleFrame(nn.Module):
         """Changes of the parameters of block ``i`` with their factors."""
         moved = self.measure.rescale(i, change.transpose(0, 1), lengths, divided="source", multiplied="target")
         return moved.transpose(0, 1)
+
+
+def _joined(layout: BlockLayout, sizes: Mapping[str, int]) -> Tensor | None:
+    """Number of the set of every neuron of these layers (in order); ``None`` where no parameter-free edges join any."""
+    starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+    pairs = []
+    for block in layout.blocks:
+        if block.view is None and block.source in sizes and block.target in sizes:
+            ends = []
+            for side, name in (("source", block.source), ("target", block.target)):
+                nodes = nodes_of(block, side)
+                nodes = torch.arange(sizes[name]) if nodes is None else nodes
+                ends.append(nodes.numpy().reshape(block.groups, -1) + starts[name])
+            source, target = ends
+            first = target[:, :1]  # all nodes of a group are joined: through the first of its targets
+            pairs += [(source, np.broadcast_to(first, source.shape)), (target, np.broadcast_to(first, target.shape))]
+    if not pairs:
+        return None
+    rows, columns = (np.concatenate([pair[k].reshape(-1) for pair in pairs]) for k in (0, 1))
+    size = sum(sizes.values())
+    matrix = coo_array((np.ones(len(rows), bool), (rows, columns)), (size, size))
+    return torch.from_numpy(connected_components(matrix, directed=False)[1]).long()
+
+
+def _root_mean_square(
+    values: Tensor,  # shape: (B, n)
+    sets: Tensor,  # shape: (n,)
+) -> Tensor:  # shape: (B, sets)
+    """Root mean square of the values of every set, whose squares may be no numbers."""
+    count = torch.bincount(sets)
+    zeros = values.new_zeros(len(values), len(count))
+    largest = zeros.scatter_reduce(1, sets.expand_as(values), values.detach(), "amax")
+    alive = largest > 0
+    squares = (values / torch.where(alive, largest, 1.0)[:, sets]).square()
+    mean = zeros.index_add(1, sets, squares) / count
+    return largest * torch.where(alive, mean, 1.0).sqrt()
