@@ -197,13 +197,25 @@ def test_activations_are_named_with_their_gain() -> None:
     }
 
 
-def test_neurons_read_in_two_ways_have_no_single_activation() -> None:
+@pytest.mark.parametrize(
+    ("function", "width", "name"),
+    [
+        (lambda h, g: torch.cat([torch.sin(h), torch.relu(h)], -1), 8, "relu|sin"),
+        (lambda h, g: torch.cat([torch.sin(h), torch.relu(h)], 0), 4, "relu|sin"),
+        (lambda h, g: torch.cat([torch.sin(3 * h), torch.sin(h)], -1), 8, "mixed"),
+        (lambda h, g: torch.cat([torch.relu(h), torch.tanh(g)], -1), 8, "relu"),
+        (lambda h, g: torch.relu(torch.cat([torch.cat([h, g], -1), torch.tanh(g)], -1)), 12, "relu"),
+        (lambda h, g: torch.cat([torch.sin(g), 5 * torch.cat([h, torch.tanh(g)], -1)], -1)[..., 2:7], 5, "identity"),
+    ],
+)
+def test_activations_of_neurons_that_stand_beside_others(function, width, name) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
-        h = m["a"](x)
-        return m["b"](torch.cat([torch.sin(h), torch.relu(h)], -1))
+        return m["b"](function(m["a"](x), m["c"](x)))
 
-    layout = trace(Program(forward, {"a": nn.Linear(3, 4), "b": nn.Linear(8, 1)}), *ROW).layout()
-    assert layout.layer("m.a").activation == "mixed"
+    modules: dict[str, nn.Module] = {"a": nn.Linear(3, 4), "b": nn.Linear(width, 1), "c": nn.Linear(3, 4)}
+    layer = trace(Program(forward, modules), *ROW).layout().layer("m.a")
+    assert layer.activation == name
+    assert layer.gain == (5.0 if name == "identity" else 1.0)
 
 
 def test_a_scalar_parameter_is_one_edge() -> None:

@@ -8,7 +8,14 @@ from torch import nn
 
 from weightspace.errors import ShapeError, SpecError
 from weightspace.graphs import BlockLayout, WeightSpace, trace
-from weightspace.metanets import FlatMLP, GraphMetanetworkConfig, OperatorNet, build_metanet, metanet_names
+from weightspace.metanets import (
+    FlatMLP,
+    GraphMetanetworkConfig,
+    OperatorNet,
+    SharedOperatorNet,
+    build_metanet,
+    metanet_names,
+)
 from weightspace.metanets.build import _METANETS
 from weightspace.metanets.options import _LEAST, check_config, config_from
 
@@ -85,7 +92,7 @@ def test_options_are_checked_however_they_are_given():
         build_metanet("operator", TRACE, 3, {"chunk": "all"})
     with pytest.raises(SpecError, match="'frequency_scale' of metanetwork 'operator' must be finite .got inf"):
         build_metanet("operator", TRACE, 3, {"frequency_scale": float("inf")})
-    with pytest.raises(SpecError, match="'config' of FlatMLP must be its config class .*build_metanet"):
+    with pytest.raises(SpecError, match="'config' of FlatMLP must be its config class .*FlatMLPConfig"):
         FlatMLP(TRACE.layout(), 3, {"width": 8})  # pyright: ignore[reportArgumentType]
     assert build_metanet("mlp", TRACE, 3, {"dropout": 0, "depth": 0}).embedding_features == 44
 
@@ -200,3 +207,71 @@ def test_a_metanetwork_on_another_device_names_itself(weights):
     net = OperatorNet(TRACE.layout(), 3).to("meta")
     with pytest.raises(ShapeError, match="'0.weight' is on device cpu and OperatorNet on meta. Move one"):
         net(weights)
+
+
+NORMED = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 2)).eval()
+
+
+@pytest.mark.parametrize("name", [*WITH_EDITS, "shared"])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_edits_are_memory_of_their_own(name, copies, generator):
+    """Running statistics come back as they were, and whoever trains with them does not write to what was read."""
+    traced = trace(NORMED, torch.zeros(2, 1, 8, 8))
+    weights = {n: torch.rand(3, *s, generator=generator) + 0.1 for n, s in traced.layout().shapes}
+    before = {n: w.clone() for n, w in weights.items()}
+    if name == "shared":
+        layout = traced.layout()
+        edited = SharedOperatorNet([layout], None, copies=copies)([(layout, weights)])[0]
+    else:
+        known = {field.name for field in fields(_METANETS[name][1])}
+        config = {k: v for k, v in SMALL.items() if k in known}
+        edited = build_metanet(name, traced, None, config, copies=copies).eval()(weights)
+    for value in edited.values():
+        value.detach().mul_(2.0)
+    assert all(torch.equal(weights[n], w) for n, w in before.items())
+    kept = before["1.running_mean"]
+    assert torch.equal(edited["1.running_mean"], 2 * (kept if copies == 1 else torch.stack([kept, kept], 1)))
+
+
+class _Empty(nn.Module):
+    """A layer, and a parameter without any entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.none, self.b = nn.Linear(2, 4), nn.Parameter(torch.zeros(0, 3)), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+@pytest.mark.parametrize("name", WITH_EDITS)
+def test_parameters_without_entries_come_back(name):
+    traced = trace(_Empty(), torch.zeros(2, 2))
+    weights = {n: torch.zeros(3, *v.shape) for n, v in _Empty().state_dict().items()}
+    edited = build_metanet(name, traced, None)(weights)
+    assert {n: v.shape for n, v in edited.items()} == {n: v.shape for n, v in weights.items()}
+
+
+def test_networks_with_nothing_to_read_are_refused():
+    traced = trace(nn.Sequential(nn.ReLU()), torch.zeros(1, 2))
+    for name in set(NAMES) - {"neural_graph", "neural_graph_transformer"}:
+        with pytest.raises(SpecError, match="has nothing to read"):
+            build_metanet(name, traced, 3)
+    for name in ("neural_graph", "neural_graph_transformer"):
+        with pytest.raises(SpecError, match="needs edges between nodes"):
+            build_metanet(name, traced, 3)
+
+
+def test_shared_metanetworks_name_what_they_are_given():
+    layout = TRACE.layout()
+    with pytest.raises(SpecError, match="must be a list of layouts .got BlockLayout"):
+        SharedOperatorNet(layout, 1)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(SpecError, match=r"Pass SharedOperatorNetConfig\(...\)"):
+        SharedOperatorNet([layout], 1, {"width": 8})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ShapeError, match="must be a pair of a BlockLayout and weights .got Trace and dict"):
+        SharedOperatorNet([layout], 1)([(TRACE, {})])  # pyright: ignore[reportArgumentType]
+
+
+def test_sparse_edges_are_not_streamed():
+    with pytest.raises(SpecError, match="'chunk' must be None or 0 for executor='sparse' .got 7"):
+        build_metanet("operator", TRACE, 3, {"chunk": 7, "executor": "sparse"})

@@ -80,6 +80,18 @@ def test_an_editor_that_starts_at_zero_is_the_identity_and_learns(options, rando
     assert all(p.grad is not None and (p.grad != 0).any() for p in net.updates[0].get_submodule("updates").parameters())
 
 
+def test_a_global_feature_that_starts_at_zero_leaves_the_nodes_alone(random_weights, siren):
+    net, weights = _editor(siren, zero_init=True, global_feature=True), random_weights(siren)
+    raw = net._blocks(weights)
+    with_u = net._run(raw, net.standardise(raw))
+    net.global_start = None
+    without = net._run(raw, net.standardise(raw))
+    assert with_u[2] is not None
+    assert with_u[2].abs().max() > 1e-3  # of two factors that are zero neither would learn
+    for name, state in without[0].items():
+        torch.testing.assert_close(with_u[0][name].expand_as(state), state)
+
+
 def test_copies_are_different_versions(random_weights, siren):
     net, weights = _editor(siren, copies=3, **ALL), random_weights(siren)
     edited = net(weights)

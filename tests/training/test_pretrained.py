@@ -61,6 +61,9 @@ def test_damage_is_named(tmp_path) -> None:
     describe(tmp_path, {**config, "format": 99})
     with pytest.raises(CheckpointError, match="has format 99"):
         from_pretrained(tmp_path)
+    describe(tmp_path, {**config, "model": {**config["model"], "name": "of_tomorrow"}})
+    with pytest.raises(CheckpointError, match="of no metanetwork that this version knows .*'of_tomorrow'.* Update"):
+        from_pretrained(tmp_path)
     describe(tmp_path, {"torch": "2"})
     with pytest.raises(CheckpointError, match="'config.json' is missing or damaged: KeyError"):
         from_pretrained(tmp_path)

@@ -45,7 +45,9 @@ class NodeLayer:
         size: Number of nodes.
         kind: One of :data:`KINDS`. Nodes of kind input, output and position keep their identity under every
             symmetry; bias, norm, constant and parameter layers have size 1.
-        activation: Pointwise function behind these neurons (``"sin"``, ``"relu"``, ...), ``"identity"`` if none.
+        activation: Pointwise function behind these neurons (``"sin"``, ``"relu"``, ...), ``"identity"`` if none;
+            ``"+"`` joins a chain, ``"|"`` stands between functions of different readers, ``"mixed"`` says that their
+            gains differ.
         gain: Constant the neurons are multiplied by before the activation (``omega_0`` of a SIREN), radians per unit
             for sines.
         index: Class of every node of a hidden or position layer, where there are several: no symmetry exchanges nodes
@@ -227,6 +229,9 @@ class BlockLayout:
                 flat[name] = value.new_empty(*batch, numel)
             index = block.view.entries().reshape(-1).to(value.device)
             flat[name] = flat[name].index_copy(-1, index, value.reshape(*batch, -1))
+        if len(flat) < len(self.shapes):  # tensors without any entry are in no block
+            like = next((v for v in values if v is not None), torch.empty((0,) * batch_dims))
+            flat |= {n: like.new_empty(*like.shape[:batch_dims], 0) for n, _ in self.shapes if n not in flat}
         joined = {name: flat[name].reshape((*flat[name].shape[:-1], *shape)) for name, shape in self.shapes}
         return {**joined, **{name: joined[first] for name, first in self.aliases}}
 

@@ -42,7 +42,8 @@ def node_features(layout: BlockLayout, node_layer: Tensor, node_index: Tensor) -
     layers = layout.layers
     kind = torch.tensor([KINDS.index(layer.kind) for layer in layers])
     known = {name: k for k, name in enumerate(ACTIVATIONS)}
-    activation = torch.tensor([known.get(layer.activation, len(ACTIVATIONS) - 1) for layer in layers])
+    names = ["mixed" if "|" in layer.activation else layer.activation for layer in layers]
+    activation = torch.tensor([known.get(name, len(ACTIVATIONS) - 1) for name in names])
     numbers = torch.tensor([[layer.gain, k / max(len(layers) - 1, 1)] for k, layer in enumerate(layers)])
     table = torch.cat([one_hot(kind, len(KINDS)), one_hot(activation, len(ACTIVATIONS)), numbers], 1)
     classes = torch.zeros(len(layers), dtype=node_index.dtype)

@@ -79,11 +79,11 @@ def _index(roots: IntArray, held: NDArray[np.bool_], classes: Mapping[int, int])
 
 
 def _activation(reads: set[tuple[tuple[str, ...], float]]) -> tuple[str, float]:
-    """Name and gain of the function behind a layer; ``"mixed"`` where its readers see different ones."""
-    if len(reads) > 1:
+    """Name and gain of the function behind a layer; all names where its readers see different functions."""
+    gains = {gain for _, gain in reads} or {1.0}
+    if len(gains) > 1:
         return "mixed", 1.0
-    chain, gain = next(iter(reads), ((), 1.0))
-    return "+".join(chain) or "identity", gain
+    return "|".join(sorted("+".join(chain) or "identity" for chain, _ in reads)) or "identity", gains.pop()
 
 
 def _check(recorder: LayoutRecorder, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:

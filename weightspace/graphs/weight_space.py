@@ -218,6 +218,10 @@ class WeightSpace:
     def join(self, values: Mapping[str, Tensor], batch_dims: int = 0) -> dict[str, Tensor]:
         """Exact inverse of :meth:`split`; tied weights under all their names."""
         joined = join_blocks(self.blocks, values, batch_dims)
+        if len(joined) < len(self.parameters):  # tensors without any entry are in no block
+            like = next(iter(joined.values()), torch.empty((0,) * batch_dims))
+            batch = like.shape[:batch_dims]
+            joined |= {p.name: like.new_empty(*batch, *p.shape) for p in self.parameters if p.name not in joined}
         ordered = {p.name: joined[p.name] for p in self.parameters}
         return {**ordered, **{name: ordered[first] for name, first in self.aliases.items()}}
 

@@ -14,6 +14,8 @@ __all__ = ["Probe", "ProbeFeatures"]
 
 Probe = Callable[[Mapping[str, Tensor], Tensor], Mapping[str, Tensor]]
 
+_HOW = "Pass torch.vmap(traced.node_values, in_dims=(0, None)) of a trace with as many example inputs as probes"
+
 
 class ProbeFeatures(nn.Module):
     r"""Neuron states and output values on ``M`` learned inputs (Kofinas et al. 2024, section 3.3).
@@ -43,16 +45,13 @@ class ProbeFeatures(nn.Module):
             SpecError: probes, but nothing that evaluates the networks.
         """
         if probes and probe is None:
-            raise SpecError(f"'probe' must be given for probes={probes}. Pass one, or read weights only: probes=0.")
+            raise SpecError(f"'probe' must be given for probes={probes}. {_HOW}, or read weights only: probes=0.")
         return cls(layout, probe, probes, width) if probe is not None and probes else None
 
     def __init__(self, layout: BlockLayout, probe: Probe, probes: int, width: int) -> None:
         super().__init__()
         if not callable(probe):
-            raise SpecError(
-                f"'probe' must be a function of weights and inputs (got {type(probe).__name__}). Pass "
-                "Trace.node_values of the traced module under torch.vmap."
-            )
+            raise SpecError(f"'probe' must be a function of weights and inputs (got {type(probe).__name__}). {_HOW}.")
         self.sizes = {x.name: x.size for x in layout.layers if x.kind in ("hidden", "output")}
         self.probe = probe
         self.hidden = {x.name: x.gain if x.activation == "sin" else None for x in layout.layers if x.kind == "hidden"}
@@ -71,7 +70,7 @@ class ProbeFeatures(nn.Module):
         if missing:
             raise SpecError(
                 f"'probe' must return the values of every node layer (it lacks {missing}, it gave {list(values)}). "
-                f"Pass Trace.node_values of the traced module under torch.vmap."
+                f"{_HOW}."
             )
         for name, size in self.sizes.items():
             if values[name].ndim != 3 or values[name].shape[1:] != (len(self.inputs), size):

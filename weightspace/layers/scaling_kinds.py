@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 from weightspace.errors import SpecError
@@ -75,7 +76,7 @@ def _allowed(layer: NodeLayer, symmetry: Symmetry) -> set[Kind]:
         return set()
     if symmetry != "auto":
         return {symmetry}
-    chain = set(layer.activation.split("+"))
+    chain = set(re.split(r"[+|]", layer.activation))
     kinds: set[Kind] = set()
     if chain <= _HOMOGENEOUS:
         kinds.add("scale")

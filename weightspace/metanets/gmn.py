@@ -108,9 +108,9 @@ class _GlobalRound(nn.Module):
         self.norm = nn.LayerNorm((1 + layers) * width + blocks * config.edge_width)
         self.hidden, self.out = nn.Linear(self.norm.normalized_shape[0], width), nn.Linear(width, width)
         self.to_nodes = nn.Linear(width, width)
-        if config.zero_init:
-            for linear in (self.out, self.to_nodes):
-                nn.init.zeros_(linear.weight)
+        if config.zero_init:  # not of u too: of two factors that are 0 neither would get a gradient
+            nn.init.zeros_(self.to_nodes.weight)
+            nn.init.zeros_(self.to_nodes.bias)
 
     def forward(self, u: Tensor, states: list[Tensor], edges: list[Tensor]) -> tuple[Tensor, Tensor]:
         """``(B, C)`` of the network, and ``(B, 1, C)`` to add to all nodes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast
@@ -73,6 +74,8 @@ class Metanet(nn.Module, ABC):
             )
         check_config(config, name)
         check_answer(out_features, copies)
+        if not any(math.prod(shape) for shape in tensor_shapes(architecture).values()):
+            raise SpecError(f"{name} has nothing to read: {first_line(architecture)} has no parameters.")
         if out_features is None and type(self)._edits is Metanet._edits:
             self._edits({}, {}, {})
         self.architecture, self.out_features, self.config, self.copies = architecture, out_features, config, copies
@@ -152,7 +155,7 @@ class Metanet(nn.Module, ABC):
         edited = {
             i: torch.add(w.unsqueeze(1), length[i] * edits[i])
             if i in edits and i not in self.statistics
-            else w.unsqueeze(1).expand(-1, self.copies, *w.shape[1:])
+            else w.unsqueeze(1).repeat_interleave(self.copies, 1)  # memory of its own: the caller may write to it
             for i, w in raw.items()
         }
         joined = join_blocks(self.architecture, edited, batch_dims=2)

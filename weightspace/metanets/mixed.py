@@ -96,6 +96,8 @@ class SharedMetanet(nn.Module, ABC):
         check_config(config, type(self).__name__)
         check_answer(out_features, copies)
         if not isinstance(architectures, RelationTypes):
+            if not isinstance(architectures, Sequence):
+                raise SpecError(f"'architectures' must be a list of layouts (got {type(architectures).__name__}).")
             if not architectures:
                 raise SpecError(
                     "'architectures' must hold at least one layout. Give those of the networks to train on."
@@ -207,10 +209,8 @@ class SharedMetanet(nn.Module, ABC):
         self, layout: BlockLayout, old: dict[int, Tensor], copies: list[dict[int, Tensor]]
     ) -> dict[str, Tensor]:
         """A state dict with new blocks; running statistics as they were."""
-        kept = running_statistics(layout)
-        states = [
-            join_blocks(layout, {**old, **{i: value for i, value in new.items() if i not in kept}}) for new in copies
-        ]
+        kept = {i: old[i].clone() for i in running_statistics(layout)}  # the caller may write to the answer
+        states = [join_blocks(layout, {**old, **new, **kept}) for new in copies]
         return states[0] if self.copies == 1 else {k: torch.stack([x[k] for x in states], dim=1) for k in states[0]}
 
     def _blocks(self, groups: Sequence[Group]) -> list[dict[int, Tensor]]:
@@ -285,6 +285,11 @@ def _check_groups(groups: Sequence[Group]) -> None:
     for n, group in enumerate(groups):
         if not (isinstance(group, tuple) and len(group) == 2 and isinstance(group[0], BlockLayout)):
             raise ShapeError(
-                f"Group {n} must be a pair of a BlockLayout and weights (got {type(group).__name__}). Pass "
+                f"Group {n} must be a pair of a BlockLayout and weights (got {_kinds(group)}). Pass "
                 "(trace(module, *inputs).layout(), weights)."
             )
+
+
+def _kinds(group: Any) -> str:
+    parts = group if isinstance(group, tuple) else (group,)
+    return " and ".join(type(part).__name__ for part in parts) or "nothing"

@@ -85,8 +85,9 @@ class OperatorNetConfig:
                 f"'probes' must be 0 for symmetry='{self.symmetry}' (got {self.probes}): probe features are added to "
                 "states, which do not change with the neuron as they do. Take symmetry='permutation' to read them."
             )
-        if self.chunk and not self.reverse:
-            raise SpecError(f"'chunk' must be None or 0 for reverse=False (got {self.chunk}), which streams nothing.")
+        if self.chunk and (not self.reverse or self.executor == "sparse"):
+            why = "reverse=False" if not self.reverse else "executor='sparse'"
+            raise SpecError(f"'chunk' must be None or 0 for {why} (got {self.chunk}), which streams nothing.")
         if self.chunk is not None and self.chunk < 0:
             raise SpecError(f"'chunk' must be None, 0 or a number of edges (got {self.chunk}).")
 

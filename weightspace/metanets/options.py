@@ -49,9 +49,7 @@ def check_config(config: Any, owner: str) -> None:
         SpecError: ``config`` is no dataclass, or an option has a value that its type or its range excludes.
     """
     if not is_dataclass(config) or isinstance(config, type):
-        raise SpecError(
-            f"'config' of {owner} must be its config class (got {config!r}). Pass mappings to build_metanet."
-        )
+        raise SpecError(f"'config' of {owner} must be its config class (got {config!r}). Pass {owner}Config(...).")
     _check_values(type(config), {field.name: getattr(config, field.name) for field in fields(config)}, owner)
 
 

@@ -128,7 +128,7 @@ class ScaleGMN(Metanet):
         needs_lengths = config.bidirectional or out_features is None
         self.lengths = NeuronLengths(layout, kinds) if needs_lengths else None
         if out_features is None:
-            self.edits = ScaleEdits(layout, kinds, self.neurons, width, copies)
+            self.edits = ScaleEdits(layout, kinds, self.neurons, width, copies, self.statistics)
             return
         if config.readout == "last_layer":
             warn_of_unread("scale_gmn", layout, config.layers, reverse=config.bidirectional, pooled="full_graph")

@@ -128,6 +128,12 @@ def from_pretrained(
             f"The configuration in '{folder}' does not describe a metanetwork ({type(error).__name__}: {error}). "
             "Restore it, or save the metanetwork again."
         ) from error
+    except SpecError as error:
+        if probe is None and record["config"].get("probes"):
+            raise
+        raise CheckpointError(
+            f"The configuration in '{folder}' is of no metanetwork that this version knows ({error}) Update."
+        ) from error
     if architecture is not None and isinstance(metanet, Metanet):
         wanted = view_of(architecture, metanet.reads, type(metanet).__name__)
         if wanted.fingerprint != metanet.architecture.fingerprint:

@@ -23,12 +23,14 @@ class Neurons:
         ids: Node of every position along those axes.
         chain: Pointwise operations applied since the nodes were written.
         gain: Constant factor applied before the first of them.
+        before: Parts that were put side by side after different operations; ``chain`` is what followed for all.
     """
 
     dims: tuple[int, ...]
     ids: IntArray
     chain: tuple[str, ...] = ()
     gain: float = 1.0
+    before: tuple[Neurons, ...] = ()
 
     @classmethod
     def along(cls, dims: tuple[int, ...], ids: IntArray) -> Neurons:
@@ -46,7 +48,21 @@ class Neurons:
 
     def scaled(self, factor: float) -> Neurons:
         """The same nodes times a constant; behind an activation a factor is not part of it."""
-        return self if self.chain else replace(self, gain=self.gain * factor)
+        if self.chain:
+            return self
+        return replace(self, gain=self.gain * factor, before=tuple(part.scaled(factor) for part in self.before))
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether any pointwise operation was applied to any of the nodes since they were written."""
+        return bool(self.chain) or any(part.is_changed for part in self.before)
+
+    def histories(self) -> list[tuple[IntArray, tuple[str, ...], float]]:
+        """Nodes, pointwise operations applied to them since they were written, and the factor before the first."""
+        if not self.before:
+            return [(self.ids, self.chain, self.gain)]
+        found = [history for part in self.before for history in part.histories()]
+        return [(np.intersect1d(ids, self.ids), (*chain, *self.chain), gain) for ids, chain, gain in found]
 
 
 def spread(array: IntArray, dims: Sequence[int], all_dims: Sequence[int], sizes: Sequence[int]) -> IntArray:

@@ -86,8 +86,9 @@ class LayoutRecorder:
 
     def read(self, neurons: Neurons) -> None:
         """Note that an operation consumes these neurons as they are now: that ends their activation."""
-        for k in np.unique(self.owner[neurons.ids]):
-            self.layers[k].reads.add((neurons.chain, neurons.gain))
+        for ids, chain, gain in neurons.histories():
+            for k in np.unique(self.owner[ids]):
+                self.layers[k].reads.add((chain, gain))
 
     def move_site(self, neurons: Neurons, site: str) -> None:
         """The pre-activation of these neurons is now held by another program node (after a bias, a norm)."""
@@ -386,12 +387,11 @@ class LayoutRecorder:
         count = self._names[base]
         self._names[base] += 1
         name = f"{base}:{count}" if count else base
-        groups, inputs, out = len(source), source.shape[1], target.shape[1]
         (source_name, source_nodes), (target_name, target_nodes) = ends
         self.blocks.append(
             EdgeBlock(
-                name, role, source_name, target_name, view, groups, out, inputs, len(offsets), source_nodes,
-                target_nodes, offsets,
+                name, role, source_name, target_name, view, len(source), target.shape[1], source.shape[1],
+                len(offsets), source_nodes, target_nodes, offsets,
             )
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,4 +84,4 @@ def tensor_sizes(tensor: OwnedTensor) -> tuple[int, int, int, int, int]:
     for size in kernel[3:]:
         kernel[2] *= size
     first, second, third = (*kernel[:3], 1, 1, 1)[:3]
-    return sizes["out"][-1], sizes["in"][-1], first, second, third
+    return sizes["out"][-1], math.prod(sizes["in"]), first, second, third

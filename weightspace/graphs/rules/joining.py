@@ -104,27 +104,24 @@ def _cat_neurons(p: Propagation, node: Node, parts: Sequence[Value], dim: int) -
     neurons = _known(p, node, parts, dim)
     first = neurons[0]
     if all(n.dims == first.dims and dim not in n.dims and np.array_equal(n.ids, first.ids) for n in neurons):
-        return first
+        return first if _alike(neurons) else Neurons(first.dims, first.ids, before=tuple(neurons))
     shape = list(parts[0].shape)
     if all(n.dims == first.dims and dim not in n.dims for n in neurons) and first.dims:
         # Positions of one axis that are written by different operations: the same neurons, and labels say so.
         return p.recorder.join(place_name(node), [("residual", n) for n in neurons], shape)
-    if not _alike(neurons):
-        for n in neurons:
-            p.recorder.read(n)
     return _side_by_side(neurons, parts, dim)
 
 
 def _alike(neurons: Sequence[Neurons]) -> bool:
     """Whether the same was applied to the nodes of all parts since they were written."""
-    return len({(n.chain, n.gain) for n in neurons}) == 1
+    return len({(n.chain, n.gain) for n in neurons}) == 1 and not any(n.before for n in neurons)
 
 
 def _side_by_side(neurons: Sequence[Neurons], parts: Sequence[Value], dim: int) -> Neurons:
     """The nodes of each part at its positions along ``dim``."""
     dims = tuple(sorted({dim}.union(*(n.dims for n in neurons))))
     spreads = [spread(n.ids, n.dims, dims, [x.shape[d] for d in dims]) for n, x in zip(neurons, parts, strict=True)]
-    joined = neurons[0] if _alike(neurons) else replace(neurons[0], chain=("mixed",), gain=1.0)
+    joined = neurons[0] if _alike(neurons) else Neurons((), neurons[0].ids, before=tuple(neurons))
     return joined.moved(dims, np.concatenate(spreads, axis=dims.index(dim)))
 
 

@@ -43,9 +43,9 @@ def _per_channel(
 def _behind(p: Propagation, node: Node, neurons: Neurons | None, chain: str) -> Neurons | None:
     if neurons is None:
         return None
-    if not neurons.chain:
+    if not neurons.is_changed:
         p.recorder.move_site(neurons, node.name)
-    return neurons.then(chain) if chain or neurons.chain else neurons
+    return neurons.then(chain) if chain or neurons.is_changed else neurons
 
 
 @register_rule(aten._native_batch_norm_legit_no_training.default)
@@ -61,7 +61,7 @@ def batch_norm(
 ) -> tuple[Value, ...]:
     """Batch norm in evaluation mode; its statistics are permuted with the channels."""
     vectors = {"norm_scale": scale, "norm_shift": shift, "norm_mean": mean, "norm_variance": variance}
-    chain = "batch_norm" if x.neurons and x.neurons.chain else ""
+    chain = "batch_norm" if x.neurons and x.neurons.is_changed else ""
     out = _per_channel(p, node, x, p.shape(node, 0), vectors, chain)
     return out, Value((0,), ()), Value((0,), ())
 

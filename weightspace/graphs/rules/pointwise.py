@@ -154,7 +154,7 @@ def _with_parameter(
     p.broadcast_vector(role, weight, dims, neurons, shape)
     if role == "norm_scale":
         return neurons.then("scale")
-    if not neurons.chain:
+    if not neurons.is_changed:
         p.recorder.move_site(neurons, node.name)
         return neurons
     return neurons.then("bias")

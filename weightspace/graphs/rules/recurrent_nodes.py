@@ -81,7 +81,7 @@ def row_of(value: Value, index: int) -> Value:
         return Value(value.shape[1:], (), value.origin, parameters=value.parameters)
     ids = neurons.ids[index] if 0 in neurons.dims else neurons.ids
     dims = tuple(d - 1 for d in neurons.dims if d)
-    return Value(value.shape[1:], (), value.origin, neurons=Neurons(dims, ids, neurons.chain, neurons.gain))
+    return Value(value.shape[1:], (), value.origin, neurons=neurons.moved(dims, ids))
 
 
 def state_nodes(p: Propagation, given: Value, nodes: IntArray, is_zero: bool) -> None:

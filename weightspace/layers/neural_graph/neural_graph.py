@@ -78,7 +78,7 @@ class NeuralGraph:
         """Read a layout; ``reverse`` adds an edge against the forward pass to every edge.
 
         Raises:
-            SpecError: another view of an architecture.
+            SpecError: another view of an architecture, or one without edges.
         """
         if not isinstance(layout, BlockLayout):
             got = type(layout).__name__
@@ -100,6 +100,8 @@ class NeuralGraph:
             relations.append(Relation(i, number, False, b.groups, b.out, b.inputs))
             if reverse:
                 relations.append(Relation(i, number, True, b.groups, b.inputs, b.out))
+        if not relations:
+            raise SpecError(f"A neural graph needs edges between nodes ({layout} has none). Take 'operator' or 'gmn'.")
         return cls(layout, names, {k: tuple(v) for k, v in features.items()}, tuple(kinds), tuple(relations))
 
     @property

@@ -11,7 +11,6 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from weightspace.graphs.block_layout import BlockLayout
-from weightspace.layers.block_roles import nodes_of
 from weightspace.layers.scale.scale_values import NeuronLengths
 from weightspace.layers.scaling_kinds import Kind
 
@@ -41,20 +40,25 @@ class ScaleFrame(nn.Module):
         - block values: ``{number: (B, G, O, I, K)}``; output: the same.
     """
 
+    joined: Tensor | None
+    members: Tensor | None
+
     def __init__(self, layout: BlockLayout, kinds: Mapping[str, Kind]) -> None:
         super().__init__()
         self.blocks = layout.blocks
         self.measure = NeuronLengths(layout, kinds)
-        self.register_buffer("joined", _joined(layout, self.measure.sizes), persistent=False)
+        joined = _joined(layout, self.measure.sizes)
+        self.register_buffer("joined", joined, persistent=False)
+        self.register_buffer("members", None if joined is None else torch.bincount(joined), persistent=False)
 
     def lengths(self, values: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Lengths by layer of kind ``"scale"``, ``(B, n, 1)``."""
         fan_in = {i: self.blocks[i].inputs * self.blocks[i].positions for i in values}
         lengths = self.measure({i: value * fan_in[i] ** 0.5 for i, value in values.items()})
-        if self.joined is None:
+        if self.joined is None or self.members is None:
             return lengths
         each = torch.cat([*lengths.values()], 1).flatten(1)
-        shared = _root_mean_square(each, self.joined)[:, self.joined, None]
+        shared = _root_mean_square(each, self.joined, self.members)[:, self.joined, None]
         return dict(zip(lengths, shared.split([x.shape[1] for x in lengths.values()], 1), strict=True))
 
     def enter(self, i: int, value: Tensor, lengths: Mapping[str, Tensor]) -> Tensor:
@@ -78,12 +82,11 @@ def _joined(layout: BlockLayout, sizes: Mapping[str, int]) -> Tensor | None:
     pairs = []
     for block in layout.blocks:
         if block.view is None and block.source in sizes and block.target in sizes:
-            ends = []
-            for side, name in (("source", block.source), ("target", block.target)):
-                nodes = nodes_of(block, side)
-                nodes = torch.arange(sizes[name]) if nodes is None else nodes
-                ends.append(nodes.numpy().reshape(block.groups, -1) + starts[name])
-            source, target = ends
+            source, target = (
+                (np.arange(sizes[name]) if nodes is None else np.asarray(nodes)).reshape(block.groups, -1)
+                + starts[name]
+                for name, nodes in ((block.source, block.source_nodes), (block.target, block.target_nodes))
+            )
             first = target[:, :1]  # all nodes of a group are joined: through the first of its targets
             pairs += [(source, np.broadcast_to(first, source.shape)), (target, np.broadcast_to(first, target.shape))]
     if not pairs:
@@ -97,12 +100,12 @@ def _joined(layout: BlockLayout, sizes: Mapping[str, int]) -> Tensor | None:
 def _root_mean_square(
     values: Tensor,  # shape: (B, n)
     sets: Tensor,  # shape: (n,)
+    members: Tensor,  # shape: (sets,)
 ) -> Tensor:  # shape: (B, sets)
     """Root mean square of the values of every set, whose squares may be no numbers."""
-    count = torch.bincount(sets)
-    zeros = values.new_zeros(len(values), len(count))
+    zeros = values.new_zeros(len(values), len(members))
     largest = zeros.scatter_reduce(1, sets.expand_as(values), values.detach(), "amax")
     alive = largest > 0
     squares = (values / torch.where(alive, largest, 1.0)[:, sets]).square()
-    mean = zeros.index_add(1, sets, squares) / count
+    mean = zeros.index_add(1, sets, squares) / members
     return largest * torch.where(alive, mean, 1.0).sqrt()

@@ -191,6 +191,7 @@ class ScaleEdits(nn.Module):
         neurons: Node layers with states.
         width: ``C``, channels per node and edge.
         copies: Versions of every edit.
+        kept: Numbers of the blocks that do not change.
         rank: Terms of the product.
 
     Shape:
@@ -204,6 +205,7 @@ class ScaleEdits(nn.Module):
         neurons: Collection[str],
         width: int,
         copies: int,
+        kept: Collection[int] = (),
         rank: int = 4,
     ) -> None:
         super().__init__()
@@ -211,7 +213,7 @@ class ScaleEdits(nn.Module):
         self.given = {i for i, b in enumerate(layout.blocks) if b.view is not None and b.source not in neurons}
         self.edges, self.left, self.right = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for i, block in enumerate(layout.blocks):
-            if block.view is None:
+            if block.view is None or i in kept:
                 continue
             for side in ("source", "target"):
                 self.register_buffer(f"{side}_{i}", nodes_of(block, side), persistent=False)
