@@ -51,6 +51,19 @@ def test_inputs_of_another_form_are_refused() -> None:
         traced.evaluate({}, X)
     with pytest.raises(ShapeError, match="other structures"):
         traced.evaluate({}, X, scale=torch.ones(3, 1))
+    flagged = trace(Branches(), X, scale=SCALE, flag=True)
+    with pytest.raises(ShapeError, match=r"traced with True, which is part of the function now \(got False\)"):
+        flagged.node_values({}, X, scale=SCALE, flag=False)
+
+
+def test_one_name_of_tied_weights_is_enough() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU(), torch.nn.Linear(3, 3))
+    module[2].weight = module[0].weight
+    x, other = torch.randn(5, 3), torch.randn(3, 3)
+    traced = trace(module, x)
+    answers = [traced.evaluate({name: other}, x) for name in ("0.weight", "2.weight")]
+    assert torch.equal(*answers)
+    assert not torch.equal(answers[0], traced.evaluate({}, x))
 
 
 def test_exposed_hidden_values_take_symmetries_away_unless_outputs_are_picked() -> None:

@@ -75,6 +75,9 @@ def test_weights_of_another_architecture() -> None:
         space.permute({**weights, "0.weight": torch.zeros(8, 4)}, g)
     with pytest.raises(ShapeError, match=r"lacks \['4.bias'\], which move with the rest"):
         space.permute({n: w for n, w in weights.items() if n != "4.bias"}, g)
+    other = trace(nn.Linear(3, 2), torch.zeros(4, 3)).weight_space()
+    with pytest.raises(ShapeError, match=r"The group element moves 5 labels, this weight space has \d+"):
+        space.permute(weights, other.random_permutation(0))
     with pytest.raises(SpecError, match="There is no group 'c'; the groups are"):
         space.restricted("c", g)
     with pytest.raises(ShapeError, match="which the traced module does not"):

@@ -208,13 +208,21 @@ class Trace:
                 f"(it has {list(self.example_weights)}). "
                 "Pass the weights of a network of the traced architecture."
             )
-        full = {**self.example_weights, **{n: w for n, w in weights.items() if n in known}}
+        given = {n: w for n, w in weights.items() if n in known}
+        tied = {first: given[name] for name, first in self._aliases.items() if name in given}
+        full = {**self.example_weights, **tied, **given}
         return {**full, **{name: full[first] for name, first in self._aliases.items()}}
 
     def _call(
         self, weights: Mapping[str, Tensor], inputs: Sequence[Any], keywords: Mapping[str, Any], capture: set[str]
     ) -> tuple[Any, dict[str, Any]]:
         leaves = self._runner.flatten(inputs, keywords) if inputs or keywords else self._inputs
+        for given, traced in zip(leaves, self._inputs, strict=True):
+            if not isinstance(traced, Tensor) and given != traced:
+                raise ShapeError(
+                    f"The module was traced with {traced!r}, which is part of the function now (got {given!r}). Trace "
+                    "it again with the other value."
+                )
         return self._runner(self._complete(weights), leaves, capture)
 
     def evaluate(self, weights: Mapping[str, Tensor], *inputs: Any, **keyword_inputs: Any) -> Any:
@@ -222,17 +230,19 @@ class Trace:
 
         Args:
             weights: State dict; parameters or buffers left out keep their values of tracing time, integer buffers
-                (counters) are ignored.
-            inputs: As at tracing time and of the same shapes; none at all means the example inputs.
+                (counters) are ignored. Of tied weights one name is enough; if there are several, the first one counts.
+            inputs: As at tracing time; none at all means the example inputs. Shapes are those of tracing time where
+                the module computes with them: it may take batches of another size, if it does not ask for theirs.
             keyword_inputs: Likewise.
 
         Raises:
-            ShapeError: a weight that the module does not have, or other inputs than at tracing time.
+            ShapeError: a weight that the module does not have, or inputs of another structure or other constants than
+                at tracing time.
         """
         return self._call(weights, inputs, keyword_inputs, set())[0]
 
     def node_values(self, weights: Mapping[str, Tensor], *inputs: Any, **keyword_inputs: Any) -> dict[str, Tensor]:
-        """Pre-activation values of every node layer that has them, by layer name."""
+        """Pre-activation values of every node layer that has them, by layer name; arguments as :meth:`evaluate`."""
         sites = self._propagation.recorder.sites()
         captured = self._call(weights, inputs, keyword_inputs, set(sites.values()))[1]
         return {layer: captured[site] for layer, site in sites.items() if site in captured}

@@ -169,9 +169,15 @@ class WeightSpace:
         say) are passed through.
 
         Raises:
-            ShapeError: a parameter or buffer is missing (moving only some of them changes the function), or has
-                another shape.
+            ShapeError: a parameter or buffer is missing (moving only some of them changes the function) or has
+                another shape, or the group element is of another weight space.
         """
+        moved_labels = len((g if isinstance(g, NeuronPermutation) else g.permutation).source)
+        if moved_labels != len(self.label_classes):
+            raise ShapeError(
+                f"The group element moves {moved_labels} labels, this weight space has {len(self.label_classes)}. Pass "
+                "one of the same architecture, as from random_permutation."
+            )
         missing = [p.name for p in self.parameters if p.name not in weights]
         if missing:
             raise ShapeError(
