@@ -56,14 +56,43 @@ def test_inputs_of_another_form_are_refused() -> None:
         flagged.node_values({}, X, scale=SCALE, flag=False)
 
 
+def test_constants_of_tracing_may_be_no_numbers() -> None:
+    traced = trace(Branches(), X, scale=SCALE, flag=float("nan"))
+    assert traced.evaluate({}, X, scale=SCALE, flag=float("nan"))["logits"].shape == (3, 2)
+
+
+class Dense(nn.Module):
+    """Two layers side by side, normalised together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(3, 4), nn.Linear(4, 5), nn.BatchNorm1d(9)
+        self.out = nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.out(torch.relu(self.norm(torch.cat([h, self.b(torch.relu(h))], 1))))
+
+
+def test_values_of_layers_side_by_side_are_their_own() -> None:
+    module = Dense().eval()
+    x = torch.randn(6, 3)
+    values = trace(module, x).node_values({}, x)
+    assert torch.allclose(values["a"], module.a(x))
+    assert torch.allclose(values["b"], module.b(torch.relu(module.a(x))))
+
+
 def test_one_name_of_tied_weights_is_enough() -> None:
-    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU(), torch.nn.Linear(3, 3))
-    module[2].weight = module[0].weight
+    module = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    module[2].weight = module[4].weight = module[0].weight
     x, other = torch.randn(5, 3), torch.randn(3, 3)
     traced = trace(module, x)
-    answers = [traced.evaluate({name: other}, x) for name in ("0.weight", "2.weight")]
-    assert torch.equal(*answers)
+    answers = [traced.evaluate({name: other}, x) for name in ("0.weight", "2.weight", "4.weight")]
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
     assert not torch.equal(answers[0], traced.evaluate({}, x))
+    both = {"4.weight": torch.zeros(3, 3), "2.weight": other}
+    assert torch.equal(answers[0], traced.evaluate(both, x))
 
 
 def test_exposed_hidden_values_take_symmetries_away_unless_outputs_are_picked() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from tests.architectures.nn_layers import NN_LAYERS
@@ -97,6 +98,8 @@ class _Perceptron(nn.Module):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 2), nn.Parameter(torch.zeros(4))
+        self.s, self.t = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(2, 1))
+        self.w = nn.Parameter(torch.zeros(4, 4))
         self.function = function
 
     def forward(self, x: Tensor) -> Any:
@@ -111,6 +114,12 @@ DERIVED: dict[str, Callable[..., Any]] = {
     "exponential_bias": lambda m, x: m.b(relu(m.a(x) + m.c.exp())),
     "threshold": lambda m, x: m.b(torch.maximum(m.a(x), m.c.exp())),
     "token": lambda m, x: m.b(torch.stack([relu(m.a(x)), m.c.exp().expand(2, 4)]).sum(0)),
+    "soft_threshold": lambda m, x: m.b(relu(m.a(x) - m.s.exp())),
+    "power": lambda m, x: m.b(relu(m.a(x)).pow(1 + m.s.exp())),
+    "scalar_threshold": lambda m, x: m.b(torch.maximum(m.a(x), m.s.exp())),
+    "divided_by_neurons": lambda m, x: m.b(m.c.exp() / m.a(x)),
+    "bias_from_a_weight": lambda m, x: m.b(relu(functional.linear(relu(m.a(x)), m.w, m.a.weight.sum(1)))),
+    "bias_for_each_position": lambda m, x: m.b(relu(m.a(x) + m.t.exp())),
 }
 
 
@@ -119,6 +128,40 @@ def test_parameters_that_are_also_computed_with_hold_their_neurons(name):
     change, kinds = change_of_function(_Perceptron(DERIVED[name]), (torch.zeros(2, 3),))
     assert change < 1e-10
     assert not kinds
+
+
+CONSTANTS: dict[str, Callable[..., Any]] = {
+    "bias": lambda m, x: m.b(relu(functional.linear(m.a(x), m.w, torch.ones(4)))),
+    "added_to_a_product": lambda m, x: m.b(relu(torch.addmm(torch.ones(2, 4), x, m.a.weight.T))),
+    "padded_rows": lambda m, x: m.b(functional.pad(relu(m.a(x)), (0, 0, 1, 1), value=1.0)),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_beside_neurons_hold_them(name):
+    change, _ = change_of_function(_Perceptron(CONSTANTS[name]), (torch.zeros(2, 3),))
+    assert change < 1e-10
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("put", [torch.stack, torch.cat])
+def test_parts_behind_different_functions_have_what_both_allow(put, dim):
+    def function(m: Any, x: Tensor) -> Tensor:
+        h = m.a(x)
+        parts = put([relu(h), tanh(h)], dim)
+        return m.b(parts.reshape(-1, 4) if put is torch.stack or dim == 0 else parts.unflatten(1, (2, 4)).sum(1))
+
+    change, kinds = change_of_function(_Perceptron(function), (torch.zeros(2, 3),))
+    assert change < 1e-10
+    assert not kinds
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("sum", "sign"), ("max", None)])
+def test_the_largest_of_a_bag_has_no_sign(mode, kind):
+    module = nn.Sequential(nn.EmbeddingBag(7, 4, mode=mode), nn.Tanh(), nn.Linear(4, 2))
+    change, kinds = change_of_function(module, (torch.tensor([[1, 4, 2], [0, 5, 6]]),))
+    assert change < 1e-10
+    assert kinds == ({kind} if kind else set())
 
 
 class _Recurrent(nn.Module):

@@ -77,6 +77,18 @@ def test_damage_is_named(tmp_path) -> None:
         from_pretrained(tmp_path)
 
 
+def test_metanetworks_with_probes_need_theirs(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    traced = trace(module, torch.zeros(3, 2))
+    probe = torch.vmap(traced.node_values, in_dims=(0, None))
+    save_pretrained(build_metanet("operator", traced, 3, {"probes": 3}, probe=probe), tmp_path)
+    assert from_pretrained(tmp_path, probe=probe).config.probes == 3
+    with pytest.raises(SpecError, match="'probe' must be given for probes=3"):
+        from_pretrained(tmp_path)
+    with pytest.raises(SpecError, match="'probe' must be a function of weights and inputs"):
+        from_pretrained(tmp_path, probe="nothing")  # pyright: ignore[reportArgumentType]
+
+
 def test_the_wrong_view_is_named(tmp_path) -> None:
     save_pretrained(build_metanet("statnn", LAYOUT, 3), tmp_path)
     read = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))

@@ -61,7 +61,8 @@ def build_layout(
         if kind in ("hidden", "position"):
             span = slice(layer.start, layer.start + layer.size)
             index = _index(roots[span], held[span], classes)
-        held_factors = tuple(sorted(layer.held)) if kind == "hidden" else ()
+        # What is behind a layer that no rule said it reads is not known.
+        held_factors = tuple(sorted(layer.held if layer.reads else {"scale", "sign"})) if kind == "hidden" else ()
         layers.append(NodeLayer(layer.name, layer.size, kind, *_activation(layer.reads), index, held_factors))
     _check(recorder, shapes)
     return BlockLayout(tuple(layers), tuple(recorder.blocks), tuple(shapes))

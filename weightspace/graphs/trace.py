@@ -209,7 +209,7 @@ class Trace:
                 "Pass the weights of a network of the traced architecture."
             )
         given = {n: w for n, w in weights.items() if n in known}
-        tied = {first: given[name] for name, first in self._aliases.items() if name in given}
+        tied = {first: given[name] for name, first in reversed(self._aliases.items()) if name in given}
         full = {**self.example_weights, **tied, **given}
         return {**full, **{name: full[first] for name, first in self._aliases.items()}}
 
@@ -218,7 +218,7 @@ class Trace:
     ) -> tuple[Any, dict[str, Any]]:
         leaves = self._runner.flatten(inputs, keywords) if inputs or keywords else self._inputs
         for given, traced in zip(leaves, self._inputs, strict=True):
-            if not isinstance(traced, Tensor) and given != traced:
+            if not isinstance(traced, Tensor) and not _is_constant(given, traced):
                 raise ShapeError(
                     f"The module was traced with {traced!r}, which is part of the function now (got {given!r}). Trace "
                     "it again with the other value."
@@ -340,6 +340,12 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _is_constant(given: Any, traced: Any) -> bool:
+    if isinstance(given, Tensor):
+        return False
+    return given == traced or (given != given and traced != traced)  # nan is that of tracing, too
 
 
 def _tied(module: nn.Module) -> dict[str, str]:

@@ -70,7 +70,8 @@ class ProbeFeatures(nn.Module):
         if missing:
             raise SpecError(
                 f"'probe' must return the values of every node layer (it lacks {missing}, it gave {list(values)}). "
-                f"{_HOW}."
+                f"{_HOW}; or read weights only (probes=0) where a layer is a residual sum or gathers positions: those "
+                "have no values."
             )
         for name, size in self.sizes.items():
             if values[name].ndim != 3 or values[name].shape[1:] != (len(self.inputs), size):

@@ -129,7 +129,7 @@ def from_pretrained(
             "Restore it, or save the metanetwork again."
         ) from error
     except SpecError as error:
-        if probe is None and record["config"].get("probes"):
+        if record["config"].get("probes"):  # it is about the probe that was given, or was not
             raise
         raise CheckpointError(
             f"The configuration in '{folder}' is of no metanetwork that this version knows ({error}) Update."

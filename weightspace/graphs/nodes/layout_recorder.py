@@ -92,8 +92,9 @@ class LayoutRecorder:
 
     def move_site(self, neurons: Neurons, site: str) -> None:
         """The pre-activation of these neurons is now held by another program node (after a bias, a norm)."""
-        for k in np.unique(self.owner[neurons.ids]):
-            self.layers[k].site = site
+        layer = self.layers[self.owner[neurons.ids.flat[0]]]
+        if neurons.ids.size == layer.size == len(np.unique(neurons.ids)):  # a whole layer, and nothing beside it
+            layer.site = site
 
     def hold_factors(self, ids: IntArray, *kinds: str) -> None:
         """These neurons cannot be multiplied by such factors, whatever function is behind them."""
@@ -131,7 +132,7 @@ class LayoutRecorder:
             self._hints.setdefault(name, []).extend(n.reshape(-1) for n in nodes)
 
     def computed(self, parameters: Iterable[str], *nodes: IntArray) -> None:
-        """A weight between these nodes is computed from these parameters: factors may not go through it."""
+        """Numbers computed from these parameters (none: constants) act between these nodes: no factor goes through."""
         self.hint(parameters, *nodes)
         for n in nodes:
             self.hold_factors(n, "scale", "sign")

@@ -70,17 +70,27 @@ class NeuronFlow:
     def passed_on(self, node: Node, value: Value, operands: Sequence[Value]) -> Value:
         """A result whose rule says nothing of nodes: those of an operand that carry its labels, if there are any.
 
-        What the operator does to their values is not known, so it becomes part of the function behind its operands. A
-        result that keeps its place (a running sum over neurons) has one node that all of them flow into.
+        What the operator does to their values is not known, so it becomes part of the function behind its operands.
+        Several operands meet in nodes of their own. A result that keeps its place (a running sum over neurons) has one
+        node that all of them flow into.
         """
         if value.neurons is not None or value.origin != "activation":
             return value
         read = [v.neurons.then(operator_name(node)) for v in operands if v.neurons is not None]
         moving = [c for c in value.components if not self.recorder.all_held(c.labels)]
-        for neurons in read if len(moving) == 1 else ():
-            nodes = self.recorder.carriers(neurons.ids, moving[0].labels) if neurons.dims else None
-            if nodes is not None:
-                return replace(value, neurons=neurons.moved(moving[0].dims, nodes))
+        if len(moving) == 1:
+            carried = [self.recorder.carriers(n.ids, moving[0].labels) if n.dims else None for n in read]
+            parts = [
+                # Nodes without a place in the result reach all of it, as along an axis that it does not have.
+                n.moved((len(value.shape),), np.unique(n.ids)) if nodes is None else n.moved(moving[0].dims, nodes)
+                for n, nodes in zip(read, carried, strict=True)
+            ]
+            if len(parts) == 1 and carried[0] is not None:
+                return replace(value, neurons=parts[0])
+            if any(nodes is not None for nodes in carried):
+                links, labels = [("link", n) for n in parts], moving[0].labels
+                made = self.recorder.link_all(place_name(node), links, moving[0].dims, labels.shape)
+                return replace(value, neurons=made)
         if read and not moving:
             return replace(value, neurons=self.recorder.link_all(place_name(node), [("link", n) for n in read], (), ()))
         for neurons in read:
@@ -203,15 +213,42 @@ class NeuronFlow:
         source = self.channel_neurons(node, value, dim, inputs).reshape(groups, -1)
         name = weight.view.parameter.removesuffix(".weight") if weight.view else module_path(node) or node.name
         target = self.recorder.add_layer(name, out, "hidden", site=node.name)
+        neurons = Neurons.along((dim % len(value.shape),), target)
         if view is not None:
             self.recorder.add_weight(view, source, target.reshape(groups, -1))
         elif weight.origin == "computed":
             self.recorder.computed(weight.parameters, source, target)
         else:
             self.recorder.add_block("link", None, source, target.reshape(groups, -1))
+        if bias is not None and carries(bias):
+            shape = [out if d == dim % len(value.shape) else n for d, n in enumerate(value.shape)]
+            theirs = self.neurons_of(bias, 0)
+            parts = [("residual", neurons), ("residual", theirs.moved(neurons.dims, theirs.ids))]
+            return self.recorder.join(place_name(node), parts, shape)
         if bias is not None:
             self.vector("bias", bias, target)
-        return Neurons.along((dim % len(value.shape),), target)
+        return neurons
+
+    def added(
+        self, node: Node, neurons: Neurons | None, other: Value, shape: Sequence[int], lead: int | None = None
+    ) -> Neurons | None:
+        """Neurons behind the addition of a bias, a mask or a state to a result of this shape.
+
+        The axes of ``other`` stand behind ``lead`` axes of the result; by default they are its last ones.
+        """
+        lead = len(shape) - len(other.shape) if lead is None else lead
+        if carries(other):
+            theirs = self.neurons_of(other, len(other.shape) - 1)
+            theirs = theirs.moved(tuple(d + lead for d in theirs.dims), theirs.ids)
+            if neurons is None:
+                return theirs.then("add")
+            return self.recorder.join(place_name(node), [("residual", neurons), ("residual", theirs)], shape)
+        if neurons is not None and other.origin == "constant":
+            self.recorder.hold_factors(neurons.ids, "scale", "sign")
+        elif neurons is not None:
+            dims = tuple(d + lead for d, n in enumerate(other.shape) if n > 1)
+            self.broadcast_vector("bias", other, dims, neurons, shape)
+        return neurons
 
     def looked_up(self, node: Node, table: Value, index: Value, rank: int) -> Neurons | None:
         """Neurons along the last axis of rows of a table (of this rank): a weight whose inputs are the entries."""
@@ -234,8 +271,8 @@ class NeuronFlow:
         """Record a parameter that acts on neurons one to one; ``target`` has its shape."""
         if value.view is not None:
             self.recorder.add_vector(role, value.view, target)
-        elif value.origin == "computed":
-            self.recorder.hint(value.parameters, target)
+        else:
+            self.recorder.computed(value.parameters, target)
 
     def broadcast_vector(
         self, role: str, value: Value, dims: tuple[int, ...], neurons: Neurons, shape: Sequence[int]
@@ -249,7 +286,7 @@ class NeuronFlow:
         extra = tuple(d for d in dims if d not in neurons.dims)
         moving = [self._own_labels(value, d, len(shape)) for d in extra]
         if value.view is None or any(m is not None and not self.recorder.all_held(m) for m in moving):
-            self.recorder.hint(value.parameters, neurons.ids)
+            (self.recorder.computed if role == "bias" else self.recorder.hint)(value.parameters, neurons.ids)
             return
         if set(neurons.dims) - set(dims):
             name = f"{value.view.parameter}.neurons"

@@ -45,10 +45,11 @@ def scaled_dot_product_attention(
         p, node, [(query, batch + "TD"), (key, batch + "SD")], batch + "TS", scores_shape, ("query", "key")
     )
     letters = batch + "TS"
-    operands = [(scores.components, letters)]
+    operands, neurons = [(scores.components, letters)], scores.neurons
     if mask is not None:
         operands.append((mask.components, aligned(letters, mask.shape)))
-    neurons = scores.neurons and scores.neurons.then("softmax")
+        neurons = neurons if mask.origin == "constant" else p.added(node, neurons, mask, scores_shape)
+    neurons = neurons and neurons.then("softmax")
     weights = Value(scores_shape, combine(p.labels, operands, letters, barriers=[batch + "T"]), neurons=neurons)
     return contract(
         p, node, [(weights, letters), (value, batch + "SE")], batch + "TE", p.shape(node), ("score", "value")

@@ -86,7 +86,8 @@ def add_matmul(p: Propagation, node: Node, bias: Value, left: Value, right: Valu
     if _is_layer(left, right) and len(bias.shape) == 1:
         return linear(p, node, left, transposed(right), bias)
     product = matmul(p, node, left, right)
-    return replace(product, components=p.elementwise(product.shape, [product, bias]))
+    components = p.elementwise(product.shape, [product, bias])
+    return replace(product, components=components, neurons=p.added(node, product.neurons, bias, product.shape))
 
 
 @register_rule(aten.einsum.default)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.fx import Node
 
+from weightspace.graphs.labels.neurons import Neurons
 from weightspace.graphs.labels.parameter_labels import ParameterLabels
 from weightspace.graphs.labels.pool import IntArray
 from weightspace.graphs.labels.values import Component, Value, combine, reshape
-from weightspace.graphs.propagation import Propagation, register_rule
+from weightspace.graphs.nodes.neuron_flow import carries
+from weightspace.graphs.propagation import LETTERS, Propagation, register_rule
 
 aten = torch.ops.aten
 
@@ -65,7 +68,7 @@ def _convolve(
     shape = p.shape(node)
     channel = len(shape) - len(weight.shape) + 1
     spatial = range(channel + 1, len(shape))
-    p.hold(weight, range(2, len(weight.shape)))
+    weight = replace(weight, components=p.hold(weight, range(2, len(weight.shape))))
     kept = p.hold(x, spatial)
     channels = [c for c in kept if channel in c.dims]
     rest = tuple(c for c in kept if channel not in c.dims)
@@ -82,9 +85,33 @@ def _convolve(
         tied = bias.components[0].labels
         target = tied if target is None else p.labels.tie(target, tied)
     mine = () if target is None else (Component((channel,), target),)
-    inputs = p.axis_labels(weight, (1 - out_axis,)) if groups == 1 < weight.shape[1 - out_axis] else None
-    neurons = p.weighted(node, x, channel, weight, view, shape[channel], bias, groups, inputs)
+    if carries(weight):
+        neurons = _met(p, node, x, weight, groups, channel, out_axis)
+        neurons = neurons if bias is None else p.added(node, neurons, bias, shape, channel)
+    else:
+        inputs = p.axis_labels(weight, (1 - out_axis,)) if groups == 1 < weight.shape[1 - out_axis] else None
+        neurons = p.weighted(node, x, channel, weight, view, shape[channel], bias, groups, inputs)
     return Value(shape, rest + mine + p.held_axes(shape, spatial), neurons=neurons)
+
+
+def _met(
+    p: Propagation, node: Node, x: Value, weight: Value, groups: int, channel: int, out_axis: int
+) -> Neurons | None:
+    """Nodes where channels meet the weight that another part of the network makes for them."""
+    rank, shape = len(weight.shape) - 2, p.shape(node)
+    batch, inside, kernel, outside = (LETTERS[k : k + n] for k, n in ((0, channel), (2, rank), (6, rank), (10, rank)))
+    channels, rows = _grouped_axis(p, x, channel, groups), _grouped_axis(p, weight, 0, groups)
+    stored = "G" + ("ZY" if out_axis == 0 else "YZ") + kernel
+    made = p.product(node, [(channels, batch + "GY" + inside), (rows, stored)], batch + "GZ" + outside)
+    parted = (*shape[:channel], groups, shape[channel] // groups, *shape[channel + 1 :])
+    return reshape(p.labels, Value(parted, (), neurons=made), shape)[1]
+
+
+def _grouped_axis(p: Propagation, x: Value, dim: int, groups: int) -> Value:
+    """An axis seen as ``(groups, members)``."""
+    shape = (*x.shape[:dim], groups, x.shape[dim] // groups, *x.shape[dim + 1 :])
+    components, neurons = reshape(p.labels, x, shape)
+    return replace(x, shape=shape, components=components, neurons=neurons, view=None)
 
 
 def _dense(p: Propagation, source: IntArray | None, weight: Value, out_axis: int) -> IntArray | None:
@@ -125,10 +152,9 @@ def _group_labels(
 ) -> tuple[tuple[Component, ...], tuple[Component, ...]]:
     """Components over (g, o) and over (g, i) of a grouped weight."""
     only_here = weight.view is not None and not weight.view.steps and _used_once(node)
-    first = weight.component_of(0)
-    stored = Value((weight.shape[0],), () if first is None else (Component((0,), first.labels),))
+    first, second = (_along(p, weight, dim) for dim in (0, 1))
+    stored = Value((weight.shape[0],), () if first is None else (Component((0,), first),))
     across_first, _ = reshape(p.labels, stored, (groups, weight.shape[0] // groups))
-    second = weight.component_of(1)
     if only_here and weight.view is not None:
         width = weight.shape[1]
         labels = p.labels.new(groups * width).reshape(groups, width)
@@ -143,8 +169,16 @@ def _group_labels(
         )
     else:
         # One inner order shared by all groups: a subgroup, still sound.
-        across_second = () if second is None else (Component((1,), second.labels),)
+        across_second = () if second is None else (Component((1,), second),)
     return (across_first, across_second) if out_axis == 0 else (across_second, across_first)
+
+
+def _along(p: Propagation, weight: Value, dim: int) -> IntArray | None:
+    """Labels along one axis, whatever they stand with."""
+    component = weight.component_of(dim)
+    if component is None or len(component.dims) == 1:
+        return component and component.labels
+    return p.labels.project(component.labels, (component.dims.index(dim),))
 
 
 def _used_once(node: Node) -> bool:

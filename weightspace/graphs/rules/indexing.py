@@ -31,6 +31,9 @@ def embedding(p: Propagation, node: Node, table: Value, index: Value, *_: Any, *
     return Value(p.shape(node), components, neurons=p.looked_up(node, table, index, len(p.shape(node))))
 
 
+_MAX = 2  # torch.nn.functional.embedding_bag(mode="max")
+
+
 @register_rule(aten.embedding_bag.padding_idx, aten.embedding_bag.default, aten._embedding_bag.default)
 def embedding_bag(p: Propagation, node: Node, table: Value, *others: Any, **options: Any) -> tuple[Value, ...]:
     """Sums, means or maxima of embeddings, feature by feature."""
@@ -39,7 +42,11 @@ def embedding_bag(p: Propagation, node: Node, table: Value, *others: Any, **opti
             p.hold(value, range(len(value.shape)))
     features = tuple(Component((1,), c.labels) for c in p.hold(table, [0]))
     shape = p.shape(node, 0)
-    bags = Value(shape, features + p.held_axes(shape, [0]), neurons=p.looked_up(node, table, others[0], 2))
+    neurons = p.looked_up(node, table, others[0], 2)
+    mode = options.get("mode", others[3] if len(others) > 3 else 0)
+    if neurons is not None and mode == _MAX:
+        neurons = neurons.then("amax")
+    bags = Value(shape, features + p.held_axes(shape, [0]), neurons=neurons)
     return bags, *(p.held(tuple(m.shape)) for m in node.meta["val"][1:])
 
 

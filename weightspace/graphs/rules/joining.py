@@ -104,12 +104,18 @@ def _cat_neurons(p: Propagation, node: Node, parts: Sequence[Value], dim: int) -
     neurons = _known(p, node, parts, dim)
     first = neurons[0]
     if all(n.dims == first.dims and dim not in n.dims and np.array_equal(n.ids, first.ids) for n in neurons):
-        return first if _alike(neurons) else Neurons(first.dims, first.ids, before=tuple(neurons))
+        return _at_once(neurons)
     shape = list(parts[0].shape)
     if all(n.dims == first.dims and dim not in n.dims for n in neurons) and first.dims:
         # Positions of one axis that are written by different operations: the same neurons, and labels say so.
         return p.recorder.join(place_name(node), [("residual", n) for n in neurons], shape)
     return _side_by_side(neurons, parts, dim)
+
+
+def _at_once(neurons: Sequence[Neurons]) -> Neurons:
+    """The same nodes behind the functions of all parts."""
+    first = neurons[0]
+    return first if _alike(neurons) else Neurons(first.dims, first.ids, before=tuple(neurons))
 
 
 def _alike(neurons: Sequence[Neurons]) -> bool:
@@ -121,8 +127,7 @@ def _side_by_side(neurons: Sequence[Neurons], parts: Sequence[Value], dim: int) 
     """The nodes of each part at its positions along ``dim``."""
     dims = tuple(sorted({dim}.union(*(n.dims for n in neurons))))
     spreads = [spread(n.ids, n.dims, dims, [x.shape[d] for d in dims]) for n, x in zip(neurons, parts, strict=True)]
-    joined = neurons[0] if _alike(neurons) else Neurons((), neurons[0].ids, before=tuple(neurons))
-    return joined.moved(dims, np.concatenate(spreads, axis=dims.index(dim)))
+    return _at_once(neurons).moved(dims, np.concatenate(spreads, axis=dims.index(dim)))
 
 
 @register_rule(aten.stack.default)
@@ -160,7 +165,7 @@ def _stack_neurons(p: Propagation, node: Node, parts: Sequence[Value], dim: int,
     if not apart and all(n.dims == neurons[0].dims != () for n in neurons):
         if any(not np.array_equal(n.ids, neurons[0].ids) for n in neurons):
             return p.recorder.join(place_name(node), [("residual", n) for n in neurons], parts[0].shape)
-        return neurons[0]
+        return _at_once(neurons)
     for n in neurons:
         p.recorder.read(n)
     return _side_by_side(neurons, parts, dim)
@@ -197,7 +202,7 @@ def _pad_neurons(
 
 
 @register_rule(aten.constant_pad_nd.default, aten.pad.default)
-def pad(p: Propagation, node: Node, x: Value, padding: Sequence[int], mode: Any = "constant", *_: Any) -> Value:
+def pad(p: Propagation, node: Node, x: Value, padding: Sequence[int], mode: Any = "constant", *rest: Any) -> Value:
     """Constants around the edges: fixed axes stay fixed, padded channels get labels of their own."""
     shape = p.shape(node)
     neurons = x.neurons
@@ -206,6 +211,9 @@ def pad(p: Propagation, node: Node, x: Value, padding: Sequence[int], mode: Any 
         neurons = _pad_neurons(p, node, neurons, len(shape), padding, _PAD_MODES[mode])
         return Value(shape, p.hold(x, dims) + p.held_axes(shape, dims), neurons=neurons)
     neurons = _pad_neurons(p, node, neurons, len(shape), padding, "constant")
+    constant = mode if isinstance(mode, int | float) else next(iter(rest), None)
+    if constant and neurons is not None:  # numbers beside those of the neurons, which no factor of theirs multiplies
+        neurons = neurons.then("pad")
     for k in range(len(padding) // 2):
         dim = len(x.shape) - 1 - k
         before, after = padding[2 * k], padding[2 * k + 1]

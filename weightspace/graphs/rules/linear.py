@@ -24,7 +24,7 @@ def linear(p: Propagation, node: Node, x: Value, weight: Value, bias: Value | No
     view = weight.view and weight.view.reshape(1, *weight.shape)
     if carries(weight):
         neurons = p.product(node, [(x, batch + "Y"), (weight, "ZY")], batch + "Z")
-        return Value(shape, components, neurons=neurons)
+        return Value(shape, components, neurons=neurons if bias is None else p.added(node, neurons, bias, shape))
     inputs = p.axis_labels(weight, (1,)) if weight.shape[1] > 1 else None
     neurons = p.weighted(node, x, -1, weight, view, weight.shape[0], bias, inputs=inputs)
     return Value(shape, components, neurons=neurons)

@@ -27,10 +27,8 @@ def bilinear(p: Propagation, node: Node, left: Value, right: Value, weight: Valu
     product = contract(p, node, [(left, batch + "X"), (right, batch + "Y"), (weight, "ZXY")], out, shape)
     if bias is None:
         return product
-    if product.neurons is not None:
-        p.broadcast_vector("bias", bias, (len(shape) - 1,), product.neurons, shape)
     components = combine(p.labels, [(product.components, out), (bias.components, "Z")], out)
-    return Value(shape, components, neurons=product.neurons)
+    return Value(shape, components, neurons=p.added(node, product.neurons, bias, shape))
 
 
 @register_rule(aten.rms_norm.default)
