@@ -142,6 +142,12 @@ def made_depthwise_kernel(m: Any, x: Tensor) -> Tensor:
     return m.out(torch.relu(nn.functional.conv2d(torch.relu(m.stem(x)), kernel, groups=4)))
 
 
+def made(function: Callable[..., Tensor], channels: int, **parts: nn.Module) -> Meeting:
+    """A convolution to so many channels whose kernel of twelve numbers another layer makes."""
+    convolutions = {"stem": nn.Conv2d(2, 4, 3), "out": nn.Conv2d(channels, 2, 1)}
+    return Meeting(function, a=nn.Linear(2, 5), kernel=nn.Linear(5, 12), **convolutions, **parts)
+
+
 MEETINGS = {
     "index_add": (
         lambda: Meeting(
@@ -192,37 +198,9 @@ MEETINGS = {
         ),
         (2, 5, 3),
     ),
-    "made_kernel": (
-        lambda: Meeting(
-            made_kernel,
-            a=nn.Linear(2, 5),
-            kernel=nn.Linear(5, 12),
-            bias=nn.Linear(5, 3),
-            stem=nn.Conv2d(2, 4, 3),
-            out=nn.Conv2d(3, 2, 1),
-        ),
-        (2, 2, 5, 5),
-    ),
-    "made_grouped_kernel": (
-        lambda: Meeting(
-            made_grouped_kernel,
-            a=nn.Linear(2, 5),
-            kernel=nn.Linear(5, 12),
-            stem=nn.Conv2d(2, 4, 3),
-            out=nn.Conv2d(6, 2, 1),
-        ),
-        (2, 2, 5, 5),
-    ),
-    "made_depthwise_kernel": (
-        lambda: Meeting(
-            made_depthwise_kernel,
-            a=nn.Linear(2, 5),
-            kernel=nn.Linear(5, 12),
-            stem=nn.Conv2d(2, 4, 3),
-            out=nn.Conv2d(4, 2, 1),
-        ),
-        (2, 2, 5, 5),
-    ),
+    "made_kernel": (lambda: made(made_kernel, 3, bias=nn.Linear(5, 3)), (2, 2, 5, 5)),
+    "made_grouped_kernel": (lambda: made(made_grouped_kernel, 6), (2, 2, 5, 5)),
+    "made_depthwise_kernel": (lambda: made(made_depthwise_kernel, 4), (2, 2, 5, 5)),
 }
 
 OWN = {

@@ -155,7 +155,11 @@ def test_queries_keys_and_values_are_told_apart(make, traced, random_weights, pa
         a, b = (f"attentions.0.{end}.{part}" for end in pair)
         moved[a], moved[b] = weights[b], weights[a]
     assert _relative(net([(layout, moved)]), net([(layout, weights)])) > 1e-4
-    types = {t.split("->")[1] for t in net.types.relations if t.startswith("weight hidden:identity|layer_norm->hidden:identity:")}
+    types = {
+        t.split("->")[1]
+        for t in net.types.relations
+        if t.startswith("weight hidden:identity|layer_norm->hidden:identity:")
+    }
     assert types == {"hidden:identity:left+ 0", "hidden:identity:right+ 0", "hidden:identity:right 0"}
 
 

@@ -2,8 +2,7 @@
 
 Every operation with weights writes a new layer of nodes; whatever joins two sets of nodes without parameters (a
 residual addition, a mean over positions, a product) is written down as parameter-free edges. Every node remembers the
-label of the position it was written for, so that the flow can be taken up again by label where it could not be
-followed.
+label of its position, so that the flow can be taken up again by label where it could not be followed.
 """
 
 from __future__ import annotations
@@ -92,9 +91,9 @@ class LayoutRecorder:
 
     def move_site(self, neurons: Neurons, site: str) -> None:
         """The pre-activation of these neurons is now held by another program node (after a bias, a norm)."""
-        layer = self.layers[self.owner[neurons.ids.flat[0]]]
-        if neurons.ids.size == layer.size == len(np.unique(neurons.ids)):  # a whole layer, and nothing beside it
-            layer.site = site
+        owners, size = np.unique(self.owner[neurons.ids]), neurons.ids.size
+        if len(owners) == 1 and size == len(np.unique(neurons.ids)) == self.layers[owners[0]].size:  # one whole layer
+            self.layers[owners[0]].site = site
 
     def hold_factors(self, ids: IntArray, *kinds: str) -> None:
         """These neurons cannot be multiplied by such factors, whatever function is behind them."""

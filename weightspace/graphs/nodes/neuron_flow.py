@@ -222,9 +222,7 @@ class NeuronFlow:
             self.recorder.add_block("link", None, source, target.reshape(groups, -1))
         if bias is not None and carries(bias):
             shape = [out if d == dim % len(value.shape) else n for d, n in enumerate(value.shape)]
-            theirs = self.neurons_of(bias, 0)
-            parts = [("residual", neurons), ("residual", theirs.moved(neurons.dims, theirs.ids))]
-            return self.recorder.join(place_name(node), parts, shape)
+            return self._summed(node, neurons, bias, shape, dim % len(value.shape))
         if bias is not None:
             self.vector("bias", bias, target)
         return neurons
@@ -238,17 +236,21 @@ class NeuronFlow:
         """
         lead = len(shape) - len(other.shape) if lead is None else lead
         if carries(other):
-            theirs = self.neurons_of(other, len(other.shape) - 1)
-            theirs = theirs.moved(tuple(d + lead for d in theirs.dims), theirs.ids)
-            if neurons is None:
-                return theirs.then("add")
-            return self.recorder.join(place_name(node), [("residual", neurons), ("residual", theirs)], shape)
+            return self._summed(node, neurons, other, shape, lead)
         if neurons is not None and other.origin == "constant":
             self.recorder.hold_factors(neurons.ids, "scale", "sign")
         elif neurons is not None:
             dims = tuple(d + lead for d, n in enumerate(other.shape) if n > 1)
             self.broadcast_vector("bias", other, dims, neurons, shape)
         return neurons
+
+    def _summed(self, node: Node, neurons: Neurons | None, other: Value, shape: Sequence[int], lead: int) -> Neurons:
+        """Neurons behind a sum with a value that nodes run through, whose axes stand behind ``lead`` axes."""
+        theirs = self.neurons_of(other, len(other.shape) - 1)
+        theirs = theirs.moved(tuple(d + lead for d in theirs.dims), theirs.ids)
+        if neurons is None:
+            return theirs.then("add")
+        return self.recorder.join(place_name(node), [("residual", neurons), ("residual", theirs)], shape)
 
     def looked_up(self, node: Node, table: Value, index: Value, rank: int) -> Neurons | None:
         """Neurons along the last axis of rows of a table (of this rank): a weight whose inputs are the entries."""

@@ -153,8 +153,8 @@ def _with_parameter(
     role = "bias" if node.target in _ADD else "norm_scale"
     p.broadcast_vector(role, weight, dims, neurons, shape)
     if role == "norm_scale":
-        first = p.values.get(node.args[0]) if isinstance(node.args[0], Node) else None
-        multiplied = node.target is aten.mul.Tensor or (node.target is aten.div.Tensor and first is not weight)
+        divided = node.args[0] if node.target is aten.div.Tensor else None
+        multiplied = node.target is aten.mul.Tensor or (isinstance(divided, Node) and carries(p.values[divided]))
         return neurons.then("scale" if multiplied else operator_name(node))
     if not neurons.is_changed:
         p.recorder.move_site(neurons, node.name)
